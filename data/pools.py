@@ -1,0 +1,244 @@
+"""Pools of unlabelled images: named sets, folders of any depth, tar shards."""
+
+import glob
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torchvision
+from sklearn.datasets import load_sample_images
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+
+from .cache import open_cache
+from .decode import fit_square, pixel_hash
+from .download import downloading, require_answer
+from .files import Names, list_folder, list_tars, sha256_of_file
+from .labelled import load_cifar_copy
+
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+PATCH_SCALES = ((48, 48), (64, 32), (96, 48), (128, 48))  # side and stride, pixels; 986 patches
+WAY_OUT = "give a folder of images with --unlabeled, or use heldout or patches (both offline)"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """One pool.  Positions 0 .. N-1 count every entry, those skipped as well.
+
+    images: uint8 (N, S, S, 3), zeros where skipped;  hashes: uint8 (N, 16), `pixel_hash`
+    names[i] -> str, path inside the pool or index;  skipped: {position: reason}
+    truth: int64 (N,), classes of the labelled set, or None where they are not known
+    tags(i) -> the name of the folder that entry lies in ("" at the top), or None without folders
+    inputs: JSON-able dict: kind, path, digest, entries
+    """
+
+    name: str
+    spec: str
+    images: np.ndarray
+    hashes: np.ndarray
+    names: Names
+    skipped: dict[int, str] = field(default_factory=dict)
+    truth: np.ndarray | None = None
+    tags: Callable[[int], str] | None = None
+    inputs: dict = field(default_factory=dict)
+
+    def __len__(self):
+        return len(self.images)
+
+    def name_of(self, i):
+        """The entry's name as selection.csv has it: <pool>/<path inside it, or index>."""
+        return f"{self.name}/{self.names[i]}"
+
+
+def open_pools(specs, data_dir, input_size, labelled=None, split=None):
+    """Open the pools in the order given, each under a name of its own; -> list of Pool
+
+    specs: heldout (needs `labelled` and `split`), cifar10, tiny-imagenet, stl10, patches, the path
+        of a folder, or a path or glob pattern of tar shards that ends in .tar
+    Raises ValueError or FileNotFoundError for a pool that cannot be used, ConnectionError for a
+    download that fails.
+    """
+    pools = []
+    for spec in map(os.fspath, specs):
+        if spec == "heldout":
+            pool = _open_heldout(labelled, split)
+        elif spec in NAMED_POOLS:
+            pool = NAMED_POOLS[spec](Path(data_dir), input_size)
+        elif spec.endswith(".tar"):
+            pool = _open_tars(spec, Path(data_dir), input_size)
+        else:
+            pool = _open_path(spec, Path(data_dir), input_size)
+        name, taken = pool.name, {other.name for other in pools}
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{pool.name}-{number}"
+        pools.append(replace(pool, name=name, spec=spec))
+    return pools
+
+
+def _open_heldout(labelled, split):
+    if labelled is None or split is None or not len(split.heldout):
+        raise ValueError(
+            "the pool 'heldout' is empty: every training image is labelled; train the teacher "
+            "with --labels-per-class N, or choose another pool with --unlabeled"
+        )
+    rows = split.heldout
+    return Pool(
+        name="heldout",
+        spec="heldout",
+        images=labelled.train_images[rows],
+        hashes=labelled.train_hashes[rows],
+        names=Names(labelled.train_names[rows]),
+        truth=labelled.train_labels[rows],
+        inputs={"kind": "heldout", **_without_kind(labelled.inputs), "entries": len(rows)},
+    )
+
+
+def _without_kind(inputs):
+    return {key: value for key, value in inputs.items() if key != "kind"}
+
+
+def _open_cifar10(data_dir, size):
+    cifar = load_cifar_copy("cifar10", data_dir, size)
+    return Pool(
+        name="cifar10",
+        spec="cifar10",
+        images=cifar.train_images,
+        hashes=cifar.train_hashes,
+        names=Names(cifar.train_names),
+        inputs={**cifar.inputs, "entries": len(cifar.train_images)},
+    )
+
+
+def _open_tiny_imagenet(data_dir, size):
+    """The 100,000 training images; a folder DATA_DIR/tiny-imagenet/<wnid>/* is taken as it is."""
+    copy, folder = data_dir / "tiny-imagenet", data_dir / "tiny-imagenet-200"
+    if copy.is_dir() and not folder.is_dir():
+        return _open_folder("tiny-imagenet", copy, data_dir, size)
+    if not folder.is_dir():
+        partial = data_dir / f"tiny-imagenet-200.partial-{os.getpid()}"
+        try:
+            with downloading("tiny-imagenet", f"looked in {str(folder)!r}; {WAY_OUT}"):
+                archive = data_dir / TINY_IMAGENET_URL.rpartition("/")[2]
+                if not check_integrity(archive, TINY_IMAGENET_MD5):
+                    require_answer(TINY_IMAGENET_URL)
+                download_and_extract_archive(
+                    TINY_IMAGENET_URL, data_dir, partial, archive.name, TINY_IMAGENET_MD5
+                )
+            # Renamed when complete: an interrupted extraction must not pass for the data set.
+            os.rename(partial / "tiny-imagenet-200", folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return _open_folder("tiny-imagenet", folder / "train", data_dir, size)
+
+
+def _open_stl10(data_dir, size):
+    """The 100,000 unlabelled images.  torchvision downloads and checks, but would load 2.6 GB."""
+    stl10 = torchvision.datasets.STL10
+    try:
+        stl10(data_dir, split="test")
+    except RuntimeError:  # not there, or damaged
+        with downloading("stl10", f"looked in {str(data_dir)!r}; {WAY_OUT}"):
+            if not check_integrity(data_dir / stl10.filename, stl10.tgz_md5):
+                require_answer(stl10.url)
+            stl10(data_dir, split="test", download=True)
+    path = data_dir / stl10.base_folder / "unlabeled_X.bin"
+    pixels = np.memmap(path, np.uint8, "r").reshape(-1, 3, 96, 96)
+
+    def read(i):
+        return np.ascontiguousarray(pixels[i].transpose(2, 1, 0))  # stored (3, W, H), columns first
+
+    inputs = {"kind": "torchvision", "path": str(path), "digest": sha256_of_file(path)}
+    inputs["entries"] = len(pixels)
+    cache = open_cache(data_dir / "cache", "stl10", inputs, len(pixels), read, size)
+    names = Names(map(str, range(len(pixels))))
+    return Pool("stl10", "stl10", cache.images, cache.hashes, names, cache.skipped, inputs=inputs)
+
+
+def _open_patches(data_dir, size):
+    """Pieces of scikit-learn's two photographs, a temple and a flower: images of no class."""
+    photographs, images, hashes, names = load_sample_images(), [], [], []
+    for file, photograph in zip(photographs.filenames, photographs.images, strict=True):
+        height, width = photograph.shape[:2]
+        for side, stride in PATCH_SCALES:
+            for top in range(0, height - side + 1, stride):
+                for left in range(0, width - side + 1, stride):
+                    patch = photograph[top : top + side, left : left + side]
+                    images.append(fit_square(patch, size))
+                    hashes.append(np.frombuffer(pixel_hash(patch), np.uint8))
+                    names.append(f"{os.path.basename(file)}/{side}px-{top}-{left}")
+    hashes = np.stack(hashes)
+    inputs = {"kind": "patches", "path": "sklearn.datasets.load_sample_images"}
+    inputs |= {"digest": hashlib.sha256(hashes).hexdigest(), "entries": len(names)}
+    return Pool("patches", "patches", np.stack(images), hashes, Names(names), inputs=inputs)
+
+
+def _open_path(spec, data_dir, size):
+    folder = Path(spec).expanduser()
+    if not spec or not folder.is_dir():
+        raise FileNotFoundError(
+            f"unlabelled pool {spec!r} is neither a folder nor one of heldout, "
+            f"{', '.join(NAMED_POOLS)}, nor tar shards (*.tar)"
+        )
+    name = os.fsencode(folder.resolve().name or "root").decode("utf-8", "backslashreplace")
+    return _open_folder(name, folder, data_dir, size)
+
+
+def _open_folder(name, folder, data_dir, size):
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"pool {name!r}: no folder {str(folder)!r}; remove what is there of it"
+        )
+    return _open_listing(name, "folder", folder, list_folder(folder), data_dir, size)
+
+
+def _open_tars(spec, data_dir, size):
+    path = os.path.expanduser(spec)
+    shards = [path] if os.path.isfile(path) else [p for p in glob.glob(path) if os.path.isfile(p)]
+    if not shards:
+        raise FileNotFoundError(
+            f"no tar shard matches {spec!r}; check the path, and quote the pattern"
+        )
+    stem = Path(path).stem if shards == [path] else Path(shards[0]).resolve().parent.name
+    return _open_listing(stem, "tar", path, list_tars(shards), data_dir, size)
+
+
+def _open_listing(name, kind, path, listing, data_dir, size):
+    if not len(listing):
+        raise ValueError(f"pool {name!r}: no images in {str(path)!r}; see --unlabeled in --help")
+    shown = os.fsencode(os.path.abspath(path)).decode("utf-8", "backslashreplace")
+    inputs = {"kind": kind, "path": shown, "digest": listing.digest, "entries": len(listing)}
+    key = {**inputs, "stamp": listing.stamp}
+    safe = "".join(c if c.isalnum() else "_" for c in name)[:40]
+    cache = open_cache(data_dir / "cache", safe, key, len(listing), listing.read, size)
+    return Pool(
+        name=name,
+        spec=name,
+        images=cache.images,
+        hashes=cache.hashes,
+        names=listing.names,
+        skipped=cache.skipped,
+        tags=lambda i: _folder_of(listing.names[i]),
+        inputs=inputs,
+    )
+
+
+def _folder_of(name):
+    """The folder a file lies in; Tiny-ImageNet keeps its files one deeper, in <wnid>/images."""
+    folders = name.split("/")[:-1]
+    if len(folders) > 1 and folders[-1] == "images":
+        folders.pop()
+    return folders[-1] if folders else ""
+
+
+NAMED_POOLS = {
+    "cifar10": _open_cifar10,
+    "tiny-imagenet": _open_tiny_imagenet,
+    "stl10": _open_stl10,
+    "patches": _open_patches,
+}

@@ -1,0 +1,221 @@
+"""The one training loop and the one prediction loop, schedules, precision.
+
+Steps 1, 3 and 4 differ in their arguments only.  `fit` is a generator: it yields about once a
+second and after every epoch, and whoever asked for the training logs, saves or stops there.  The
+random numbers of a step follow from (seed, step) and the order of an epoch from (seed, epoch), so
+a run resumed from any step goes on with the same bits.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+HALVINGS = 13  # paper: the pre-training rate is halved 13 times, whatever the length
+DROPS = 3  # paper: fine-tuning divides its rate by ten three times
+WARMUP_FROM = 1 / 6  # paper: warm-up from 0.1 to 0.6
+
+
+class Progress(NamedTuple):
+    """Where a training stands."""
+
+    epoch: int  # epochs finished
+    step: int  # optimizer steps done since the start of the training
+    images: int  # images processed since the start of the training
+    loss: float  # mean over this epoch's images so far
+    metrics: dict | None  # of the epoch that ends here: train_loss, train_top1 (percent), lr
+    model: torch.nn.Module  # to evaluate and to save: the averaged weights where they are asked for
+    state: Callable[[], dict]  # everything that `fit` needs to go on from here
+
+
+def autocast_dtype(device):
+    """bfloat16 where it is the faster choice on `device`, else None for plain float32.
+
+    A CPU needs AMX or avx512_bf16: without them oneDNN emulates bf16, slower than float32.
+    ONEDNN_MAX_CPU_ISA, which makes a CPU behave like an older one, is heeded.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    if device.type != "cpu":
+        return None
+    isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    allowed = isa in ("DEFAULT", "ALL") or "BF16" in isa or "AMX" in isa or "FP16" in isa
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # no public name in 2.11 - 2.15
+    able = any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    return torch.bfloat16 if allowed and able else None
+
+
+def learning_rate(recipe, step, steps):
+    """The rate of optimizer step `step` (from 0) of `steps`, by `recipe.schedule`."""
+    warmup = round(recipe.warmup * steps)
+    if step < warmup:
+        share = (step + 1) / warmup
+        return recipe.learning_rate * (WARMUP_FROM + (1 - WARMUP_FROM) * share)
+    done = (step - warmup) / max(1, steps - warmup)  # 0 <= done < 1
+    if recipe.schedule == "cosine":
+        return recipe.learning_rate * (1 + math.cos(math.pi * done)) / 2
+    if recipe.schedule == "halving":
+        return recipe.learning_rate * 0.5 ** int(done * (HALVINGS + 1))
+    if recipe.schedule == "steps":
+        return recipe.learning_rate * 0.1 ** int(done * (DROPS + 1))
+    raise ValueError(f"unknown schedule {recipe.schedule!r}; choose cosine, halving or steps")
+
+
+def epoch_batches(rows, recipe, seed, epoch):
+    """The positions of each step's examples in epoch `epoch`: a list of index tensors.
+
+    The batches' sizes differ by one at most: a last batch of one image would break batch norm.
+    """
+    generator = torch.Generator().manual_seed(_mix(seed, epoch, "order"))
+    order = torch.cat([torch.randperm(rows, generator=generator) for _ in range(recipe.passes)])
+    return order.tensor_split(max(1, math.ceil(len(order) / recipe.batch_size)))
+
+
+def _mix(seed, number, purpose):
+    """A seed for one step's or one epoch's random numbers, unlike its neighbours'."""
+    salt = {"order": 1, "step": 2}[purpose]
+    return (seed * 1_000_003 + number * 7919 + salt * 104_729) % 2**63
+
+
+def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
+    """Train `model` on the examples (images[rows[i]], labels[i]); a generator of Progress.
+
+    images    uint8 (N,S,S,3): a tensor on the model's device, or anything that gives a batch for
+              `images[index]` and has a `device`, such as data.Images
+    rows      (R,) int64, positions in `images`; an image with several labels stands in several rows
+    labels    (R,) int64
+    recipe    an object with the fields of presets.Training
+    augment   (uint8 batch, labels) -> (float batch (B,3,S,S), targets (B,) or (B,C))
+    state     of an earlier Progress, to go on from there
+
+    Raises FloatingPointError when a loss or a gradient is not finite, at the next Progress; the
+    parameters are then those before that step.
+    """
+    device = next(model.parameters()).device
+    averaged = None
+    if recipe.ema_decay:
+        averaged = AveragedModel(
+            model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
+        )
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+    epoch = step = first = 0
+    totals = torch.zeros(4, device=device)  # loss sum, correct, images, non-finite losses
+    if state:
+        epoch, step, first = state["epoch"], state["step"], state["batch"]
+        totals = state["totals"].to(device, copy=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if averaged:
+            averaged.load_state_dict(state["averaged"])
+
+    per_epoch = len(epoch_batches(len(rows), recipe, seed, 0))
+    steps = recipe.epochs * per_epoch
+    evaluated = averaged.module if averaged else model
+    dtype = autocast_dtype(device)
+
+    def snapshot():
+        return {
+            "epoch": epoch,
+            "step": step,
+            "batch": first,
+            "totals": totals.cpu().clone(),
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "averaged": averaged.state_dict() if averaged else None,
+        }
+
+    def progress(metrics=None):
+        loss_sum, _, seen, bad = totals.tolist()  # the only wait for the device
+        if bad:
+            raise FloatingPointError(
+                f"the training loss is not finite just before step {step} of epoch {epoch + 1}; "
+                f"lower --learning-rate (now {recipe.learning_rate:g}) or lengthen --warmup"
+            )
+        images_done = epoch * len(rows) * recipe.passes + int(seen)
+        return Progress(
+            epoch, step, images_done, loss_sum / max(1, seen), metrics, evaluated, snapshot
+        )
+
+    yield progress()
+    ticked = time.monotonic()
+    while epoch < recipe.epochs:
+        model.train()
+        batches = epoch_batches(len(rows), recipe, seed, epoch)
+        while first < len(batches):
+            index = batches[first]
+            torch.manual_seed(_mix(seed, step, "step"))
+            target = labels[index].to(device)
+            batch = images[rows[index].to(images.device)].to(device, non_blocking=True)
+            batch, soft_target = augment(batch, target)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, step, steps)
+            with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+                logits = model(batch)
+            loss = F.cross_entropy(logits, soft_target, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            # The fused update is left out, on the device, when found_inf is 1; once it is, it stays.
+            # What is wrong in any layer's gradient shows in the first layer's, the last to get it.
+            first_layer = next(model.parameters()).grad
+            finite = loss.detach().isfinite() & first_layer.isfinite().all()
+            optimizer.found_inf = (~finite | (totals[3] > 0)).float()
+            optimizer.step()
+            if averaged:
+                averaged.update_parameters(model)
+            correct = (logits.detach().argmax(1) == target).sum()
+            totals += torch.stack(
+                [loss.detach() * len(index), correct, totals.new_tensor(len(index)), optimizer.found_inf]
+            )
+            step, first = step + 1, first + 1
+            if time.monotonic() - ticked > 1 and first < len(batches):
+                yield progress()
+                model.train()  # whoever looked may have evaluated it
+                ticked = time.monotonic()
+        done = progress()
+        loss_sum, correct, seen, _ = totals.tolist()
+        metrics = {
+            "lr": optimizer.param_groups[0]["lr"],
+            "train_loss": loss_sum / seen,
+            "train_top1": 100 * correct / seen,
+        }
+        epoch, first = epoch + 1, 0
+        totals.zero_()
+        yield done._replace(epoch=epoch, metrics=metrics)
+        ticked = time.monotonic()
+
+
+@torch.inference_mode()
+def predict(model, images, prepare, batch_size=512, start=0):
+    """Logits of all images in order: yields (first position, float32 (b,C) on the device).
+
+    images: as in `fit`; prepare: uint8 batch -> float batch.  Batches always begin at multiples of
+    `batch_size`, so a walk taken up again at `start` gives the same bits.
+    """
+    device = next(model.parameters()).device
+    dtype = autocast_dtype(device)
+    model.eval()
+    for first in range(start, len(images), batch_size):
+        index = torch.arange(first, min(first + batch_size, len(images)), device=images.device)
+        batch = prepare(images[index].to(device, non_blocking=True))
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            logits = model(batch)
+        yield first, logits
+
+
+def accuracy(logits, labels):
+    """logits (N,C), labels (N,) -> top-1 and top-5 in percent (all classes count for C < 5)."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # (N, 5)
+    hit = best == labels[:, None]
+    return 100 * hit[:, 0].float().mean().item(), 100 * hit.any(1).float().mean().item()

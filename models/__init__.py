@@ -1,0 +1,77 @@
+"""Networks by name: `build_model("resnet50", num_classes=100)`.
+
+resnet18 ... resnext101_32x16d   torchvision's classes with the ImageNet stem (7x7 stride 2, max
+                                 pooling), for inputs of 64 px and more; torchvision's and the
+                                 published semi-supervised weights load into them
+resnet18-cifar ...               the same with a 3x3 stride-1 stem and no pooling, for 32 px
+resnet8 ... resnet110, -wN       small networks for CPUs, width 16 or N (models/small_resnet.py)
+
+`models/hub.py` has the published weights that `--weights NAME` starts from.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from .small_resnet import SmallResNet
+
+# name -> block, blocks a group, convolution groups, width of a group
+_TORCHVISION = {
+    "resnet18": (BasicBlock, [2, 2, 2, 2], 1, 64),
+    "resnet34": (BasicBlock, [3, 4, 6, 3], 1, 64),
+    "resnet50": (Bottleneck, [3, 4, 6, 3], 1, 64),
+    "resnet101": (Bottleneck, [3, 4, 23, 3], 1, 64),
+    "resnext50_32x4d": (Bottleneck, [3, 4, 6, 3], 32, 4),
+    "resnext101_32x4d": (Bottleneck, [3, 4, 23, 3], 32, 4),
+    "resnext101_32x8d": (Bottleneck, [3, 4, 23, 3], 32, 8),
+    "resnext101_32x16d": (Bottleneck, [3, 4, 23, 3], 32, 16),
+}
+_SMALL = [(depth, 16) for depth in (8, 14, 20, 32, 44, 56, 110)]
+_SMALL += [(depth, width) for depth in (8, 14, 20) for width in (24, 32, 64)]
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that leaves autocast: bf16 has 8 significant bits, and logits rounded to them
+    would tie many of the scores that step 2 ranks by.  Same state_dict as nn.Linear.
+    """
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+def _torchvision_resnet(name, stem, num_classes):
+    block, layers, groups, width = _TORCHVISION[name]
+    model = ResNet(block, layers, num_classes, groups=groups, width_per_group=width)
+    if stem == "cifar":
+        # A 32 px image keeps its 32 x 32 positions until the second group; the ImageNet stem would
+        # leave 8 x 8 of them before the first block.
+        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    return model
+
+
+MODELS = {
+    **{name: partial(_torchvision_resnet, name, "imagenet") for name in _TORCHVISION},
+    **{f"{name}-cifar": partial(_torchvision_resnet, name, "cifar") for name in _TORCHVISION},
+    **{
+        f"resnet{depth}" + (f"-w{width}" if width != 16 else ""): partial(SmallResNet, depth, width)
+        for depth, width in _SMALL
+    },
+}
+
+
+def build_model(name, num_classes):
+    """A network with random weights (from torch's global generator).
+
+    Maps normalised float images (B,3,H,W) to float32 logits (B,num_classes).
+    Raises ValueError for a name that MODELS does not have.
+    """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
+    model = MODELS[name](num_classes=num_classes)
+    model.fc.__class__ = Float32Linear
+    return model

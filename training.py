@@ -1,0 +1,256 @@
+"""What steps 1, 3 and 4 share: follow a training, log it, save it, test once at the end."""
+
+import itertools
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import cli
+import figures
+import runlog
+from data import Augment, Images, Normalise
+from engine import accuracy, autocast_dtype, fit, predict
+from models import build_model
+from presets import Training
+
+SAVE_SECONDS = 120  # between two saves inside a long epoch
+_EMBEDDED = 1000  # test images in the embedding projector
+_STAGES = list(runlog.STAGES)
+
+
+@dataclass
+class Job:
+    """A training stage with everything settled, before its folder is touched."""
+
+    stage: str
+    folder: Path
+    config: dict  # config.json, see `describe`
+    recipe: Training
+    classes: tuple[str, ...]
+    images: Images  # and rows, labels: the training examples, see engine.fit
+    rows: torch.Tensor
+    labels: torch.Tensor
+    val: tuple[Images, torch.Tensor]  # images, labels
+    test: tuple[Images, torch.Tensor]
+    weights: dict | None = None  # a state_dict to start from
+    weights_source: str = ""
+
+
+def normalisation(images, rows):
+    """Mean and standard deviation of the images per channel, on the scale 0 to 1.
+
+    images: data.Images; rows (R,).  Rounded to four digits, so that it prints as it is.
+    """
+    total, square, count = torch.zeros(3), torch.zeros(3), 0
+    total, square = total.double(), square.double()
+    for index in rows.split(4096):
+        batch = images[index].double().flatten(0, 2) / 255
+        total, square, count = total + batch.sum(0), square + (batch**2).sum(0), count + len(batch)
+    mean = total / count
+    std = (square / count - mean**2).clamp(min=1e-4).sqrt()
+    return [round(x, 4) for x in mean.tolist()], [round(x, 4) for x in std.tolist()]
+
+
+def describe(stage, settings, recipe, device, data_dir, inputs, parent, mean_std):
+    """The content of config.json."""
+    return {
+        "stage": stage,
+        **settings,
+        "data_dir": str(data_dir),
+        "normalisation": {"mean": mean_std[0], "std": mean_std[1]},
+        "training": asdict(recipe),
+        "device": str(device),
+        "precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": runlog.versions(),
+        "inputs": inputs,
+        "parent": parent,
+    }
+
+
+def run(job, device, resume):
+    """Train, log, save, test; returns result.json's content.  The folder is written from here on."""
+    state = checkpoint.load(job.folder / "resume.pt") if resume and _has_state(job) else None
+    seed = 1000 * job.config["seed"] + _STAGES.index(job.stage)  # no two stages draw alike
+    torch.manual_seed(seed)
+    model = build_model(job.recipe.model, len(job.classes))
+    if job.weights is not None:
+        checkpoint.start_from(model, job.weights, job.weights_source)
+    model.to(device, memory_format=torch.channels_last)
+    mean, std = job.config["normalisation"].values()
+    normalise = Normalise(mean, std, device)
+    augment = Augment(
+        normalise, job.recipe.augment, len(job.classes), job.recipe.mixup, job.recipe.cutmix
+    )
+    epochs_done = state["fit"]["epoch"] if state else 0
+    with cli.running(), runlog.RunLog(
+        job.folder, None if resume else job.config, epochs_done if resume else None
+    ) as log:
+        images = job.images.to(device)
+        if not resume:
+            _show_batch(log, images, job, augment, mean, std, device)
+        ticks = fit(
+            model, images, job.rows, job.labels, job.recipe, augment,
+            seed=seed, state=state and state["fit"],
+        )  # fmt: skip
+        with cli.saving_on_interrupt():
+            model, metrics, seconds = _follow(job, log, ticks, normalise, state)
+        result = _test(job, log, model, normalise, metrics, seconds)
+        _publish(job, log, model, result)
+    return result
+
+
+def _has_state(job):
+    return (job.folder / "resume.pt").exists()
+
+
+def _follow(job, log, ticks, normalise, state):
+    """Consume `fit`: a line an epoch, a save an epoch and every SAVE_SECONDS.
+
+    Returns the trained network, the last epoch's metrics, and the seconds spent in all.
+    """
+    spent, metrics = (state["seconds"], state["metrics"]) if state else (0.0, {})
+    began = saved = since = time.monotonic()
+    images = None  # processed when the clock of images/s started
+    total = job.recipe.epochs * job.recipe.passes * len(job.rows)
+    bar = tqdm(total=total, unit="img", unit_scale=True, disable=None, desc=job.stage)
+
+    def save():
+        seconds = spent + time.monotonic() - began
+        parts = {"fit": progress.state(), "seconds": seconds, "metrics": metrics}
+        checkpoint.save(parts, job.folder / "resume.pt")
+
+    for progress in ticks:
+        bar.update(progress.images - bar.n)
+        bar.set_postfix(epoch=progress.epoch, loss=f"{progress.loss:.3f}", refresh=False)
+        if images is None:
+            images = progress.images
+        if progress.metrics:
+            now = time.monotonic()
+            top1, top5 = accuracy(*collect(progress.model, job.val, normalise))
+            rate = (progress.images - images) / (now - since)
+            metrics = {"epoch": progress.epoch, **progress.metrics}
+            metrics |= {"val_top1": top1, "val_top5": top5}
+            log.epoch({**metrics, "seconds": now - since, "images_per_second": rate})
+            since, images = time.monotonic(), progress.images
+        if progress.metrics or time.monotonic() - saved > SAVE_SECONDS or cli.interruption():
+            save()
+            saved = time.monotonic()
+        if cli.interruption():
+            bar.close()
+            print(f"state saved in {job.folder}; go on with --resume", flush=True)
+            raise cli.Interrupted(cli.interruption())
+    bar.close()
+    return progress.model, metrics, spent + time.monotonic() - began
+
+
+def collect(model, images_labels, prepare):
+    """Logits (N,C) and labels (N,) of a labelled set, on the CPU."""
+    images, labels = images_labels
+    return torch.cat([logits.cpu() for _, logits in predict(model, images, prepare)]), labels
+
+
+def _test(job, log, model, normalise, metrics, seconds):
+    """Read the test set, once; show it in TensorBoard; return the result."""
+    features = []
+    hook = model.fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float()))
+    logits, labels = collect(model, job.test, normalise)
+    hook.remove()
+    top1, top5 = accuracy(logits, labels)
+    _show_test(job, log, logits, labels, torch.cat([f.cpu() for f in features]))
+    images = job.recipe.epochs * job.recipe.passes * len(job.rows)
+    return {
+        "stage": job.stage,
+        "dataset": job.config["dataset"],
+        "model": job.recipe.model,
+        "seed": job.config["seed"],
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "images_processed": images,
+        "val_top1": round(metrics["val_top1"], 4),
+        "test_top1": round(top1, 4),
+        "test_top5": round(top5, 4),
+        "seconds": round(seconds, 2),
+        "images_per_second": round(images / seconds, 2),
+    }
+
+
+def _publish(job, log, model, result):
+    """model.pt, then hparams and result.json."""
+    mean, std = job.config["normalisation"].values()
+    parent = job.config["parent"]
+    metrics = {name: result[name] for name in ("val_top1", "test_top1", "test_top5")}
+    checkpoint.save_model(
+        job.folder / "model.pt",
+        checkpoint.Checkpoint(
+            model, job.recipe.model, list(job.classes), mean, std, job.config["input_size"], metrics,
+            parent and {name: parent[name] for name in ("stage", "sha256")},
+        ),
+    )  # fmt: skip
+    names = ("stage", "preset", "dataset", "seed", "labels_per_class", "input_size")
+    hparams = {name: job.config[name] for name in names} | job.config["training"]
+    log.finish(result, hparams)
+
+
+# --- TensorBoard --------------------------------------------------------------------------------
+
+
+def _show_batch(log, images, job, augment, mean, std, device):
+    """The first training batch as the network sees it: augmented, normalisation undone."""
+    torch.manual_seed(0)
+    index = torch.arange(min(32, len(job.rows)))
+    index = index * (len(job.rows) // len(index))  # spread over the classes
+    batch = images[job.rows[index].to(images.device)].to(device)
+    batch, _ = augment(batch, job.labels[index].to(device))
+    scale, shift = torch.tensor(std), torch.tensor(mean)
+    pixels = (batch.cpu().permute(0, 2, 3, 1) * scale + shift).clamp(0, 1) * 255
+    names = [job.classes[label] for label in job.labels[index]]
+    figure = figures.image_batch(pixels.to(torch.uint8).numpy(), names)
+    log.tensorboard.add_figure("augmented inputs", figure)
+
+
+def _show_test(job, log, logits, labels, features):
+    """Confusion matrix, precision-recall curves, and the projector of test features."""
+    board, epochs, number = log.tensorboard, job.recipe.epochs, len(job.classes)
+    counts = (labels * number + logits.argmax(1)).bincount(minlength=number**2)
+    matrix = counts.view(number, number).numpy()
+    board.add_figure("test/confusion matrix", figures.confusion_matrix(matrix, job.classes), epochs)
+    probs = logits.softmax(1)
+    for label, name in enumerate(job.classes):
+        board.add_pr_curve(f"test precision-recall/{name}", labels == label, probs[:, label], epochs)
+    shown = torch.arange(0, len(labels), max(1, len(labels) // _EMBEDDED))[:_EMBEDDED]
+    pictures = job.test[0][shown].permute(0, 3, 1, 2).float() / 255
+    if pictures.shape[2] > 32:  # TensorBoard takes one picture of at most 8192 px for all of them
+        pictures = torch.nn.functional.interpolate(pictures, size=(32, 32), mode="area")
+    names = [job.classes[label] for label in labels[shown]]
+    board.add_embedding(features[shown], metadata=names, label_img=pictures, tag="test features")
+
+
+# --- on a CPU -----------------------------------------------------------------------------------
+
+
+def print_hours(job, device):
+    """Say how long this training will take here, from three steps on a few images."""
+    model = build_model(job.recipe.model, len(job.classes)).to(
+        device, memory_format=torch.channels_last
+    )
+    size, few = job.config["input_size"], 16
+    images = torch.zeros(few, size, size, 3, dtype=torch.uint8)
+    labels = torch.zeros(few * 3, dtype=torch.int64)
+    rows = torch.arange(few).repeat(3)
+    recipe = Training(model=job.recipe.model, epochs=1, batch_size=few)
+    augment = Augment(Normalise([0.5] * 3, [0.25] * 3), "none", len(job.classes))
+    began = time.monotonic()
+    for progress in itertools.islice(fit(model, images, rows, labels, recipe, augment), 100):
+        done = progress.images
+    rate = done / (time.monotonic() - began)
+    total = job.recipe.epochs * job.recipe.passes * len(job.rows)
+    print(
+        f"{job.recipe.model} at {size} px on this CPU: about {rate:.0f} images/s, so about "
+        f"{total / rate / 3600:.0f} hours for this step.  `--preset lab` runs all four steps on "
+        f"real CIFAR-100 in about 20 minutes on two cores.",
+        flush=True,
+    )
