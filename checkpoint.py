@@ -89,7 +89,9 @@ def load_model(path, device="cpu"):
     try:
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
-        raise ValueError(f"{path}: the weights are not those of a {state['arch']['name']}") from error
+        raise ValueError(
+            f"{path}: the weights are not those of a {state['arch']['name']}"
+        ) from error
     return Checkpoint(
         model.to(device, memory_format=torch.channels_last),
         state["arch"]["name"],

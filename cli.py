@@ -8,19 +8,22 @@ finished work kept; 130 Ctrl-C and 143 SIGTERM, state saved.  An error is one li
 import argparse
 import dataclasses
 import functools
+import os
 import signal
 import sys
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
+from data import LABELLED_SETS, POLICIES
+from engine import SCHEDULES
 from models import MODELS
 from presets import PRESETS, Training, override
 
 # What stages 2 to 4 take over from the stage before; a flag may repeat it but not change it.
 INHERITED = ("preset", "dataset", "seed", "labels_per_class", "val_per_class", "input_size")
-DATASETS = ("cifar100", "cifar10", "digits", "folder")
 
 
 class Failure(Exception):
@@ -126,14 +129,19 @@ class _Parser(argparse.ArgumentParser):
 class Boolean(argparse.Action):
     """--x, --x True, --x=false, --no-x."""
 
-    words = {"true": True, "1": True, "yes": True, "on": True}
+    words: ClassVar = {"true": True, "1": True, "yes": True, "on": True}
     words |= {"false": False, "0": False, "no": False, "off": False}
 
     def __init__(self, option_strings, dest, default=False, **kwargs):
         positive = [s for s in option_strings if s.startswith("--")]
         negative = ["--no-" + s[2:] for s in positive]
         super().__init__(
-            option_strings + negative, dest, nargs="?", default=default, metavar="True|False", **kwargs
+            option_strings + negative,
+            dest,
+            nargs="?",
+            default=default,
+            metavar="True|False",
+            **kwargs,
         )
 
     def __call__(self, parser, namespace, value, option):
@@ -181,21 +189,40 @@ _LIMITS = {
 }
 _CHOICES = {
     "model": list(MODELS),
-    "schedule": ["cosine", "halving", "steps"],
-    "augment": ["none", "crop", "crop-flip", "randaugment", "trivialaugment"],
+    "schedule": SCHEDULES,
+    "augment": POLICIES,
+}
+
+
+# The fields of presets.Training that step 2 takes too, so that one set of flags suits all steps.
+EVERYWHERE = {
+    "model": "must be the teacher's, if given",
+    "epochs": "no effect in step 2",
+    "learning_rate": "no effect in step 2",
+    "batch_size": "images scored at a time",
 }
 
 
 def parser(description, training=True):
     """A parser with the common flags; with `training` also one for every field of
-    presets.Training, otherwise only those of them that the contract makes common.
+    presets.Training, otherwise only those that every step takes.
     """
-    parse = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parse = _Parser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     add = parse.add_argument_group("common").add_argument
     add("--preset", choices=PRESETS, help="named settings, see presets.py (default cifar100)")
     add("--run-dir", type=Path, metavar="DIR", help="where the stages are (default runs/<preset>)")
     add("--data-dir", type=Path, metavar="DIR", help="where data sets are (default datasets)")
-    add("--dataset", "--dataset-mode", choices=DATASETS, type=str.lower, help="the labelled images")
+    add(
+        "--dataset",
+        "--dataset-mode",
+        choices=LABELLED_SETS,
+        type=str.lower,
+        help="the labelled images",
+    )
     add("--input-size", type=number(int, 8, 1024), metavar="N", help="pixels a side")
     add("--labels-per-class", type=number(int, 1), metavar="N", help="labelled images a class")
     add("--val-per-class", type=number(int, 1), metavar="N", help="validation images a class")
@@ -206,13 +233,13 @@ def parser(description, training=True):
     add("--overwrite", action=Boolean, help="start the stage anew")
     add = parse.add_argument_group("training" if training else "scoring").add_argument
     for setting in dataclasses.fields(Training):
-        if training or setting.name == "batch_size":
+        if training or setting.name in EVERYWHERE:
             add(
                 "--" + setting.name.replace("_", "-"),
                 type=_LIMITS.get(setting.name),
                 choices=_CHOICES.get(setting.name),
                 metavar="NAME" if setting.name == "model" else None,
-                help=setting.metadata["help"],
+                help=setting.metadata["help"] if training else EVERYWHERE[setting.name],
             )
     return parse
 
@@ -265,9 +292,15 @@ def pick_device(args):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         name = "mps" if name == "cpu" and torch.backends.mps.is_available() else name
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if not there[name]:
         raise ValueError(f"--device {name} is not available here; use --device cpu or auto")
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic
     return torch.device(name)

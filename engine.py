@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+SCHEDULES = ("cosine", "halving", "steps")
 HALVINGS = 13  # paper: the pre-training rate is halved 13 times, whatever the length
 DROPS = 3  # paper: fine-tuning divides its rate by ten three times
 WARMUP_FROM = 1 / 6  # paper: warm-up from 0.1 to 0.6
@@ -63,7 +64,7 @@ def learning_rate(recipe, step, steps):
         return recipe.learning_rate * 0.5 ** int(done * (HALVINGS + 1))
     if recipe.schedule == "steps":
         return recipe.learning_rate * 0.1 ** int(done * (DROPS + 1))
-    raise ValueError(f"unknown schedule {recipe.schedule!r}; choose cosine, halving or steps")
+    raise ValueError(f"unknown schedule {recipe.schedule!r}; choose from {', '.join(SCHEDULES)}")
 
 
 def epoch_batches(rows, recipe, seed, epoch):
@@ -97,21 +98,9 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
     parameters are then those before that step.
     """
     device = next(model.parameters()).device
-    averaged = None
-    if recipe.ema_decay:
-        averaged = AveragedModel(
-            model, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema_decay), use_buffers=True
-        )
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.learning_rate,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-    epoch = step = first = 0
-    totals = torch.zeros(4, device=device)  # loss sum, correct, images, non-finite losses
+    optimizer, averaged = _optimizer(model, recipe), _averaged(model, recipe)
+    epoch = step = first = 0  # epochs finished, optimizer steps done, next batch of the epoch
+    totals = torch.zeros(4, device=device)  # loss sum, correct, images, non-finite steps
     if state:
         epoch, step, first = state["epoch"], state["step"], state["batch"]
         totals = state["totals"].to(device, copy=True)
@@ -119,11 +108,8 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
         optimizer.load_state_dict(state["optimizer"])
         if averaged:
             averaged.load_state_dict(state["averaged"])
-
-    per_epoch = len(epoch_batches(len(rows), recipe, seed, 0))
-    steps = recipe.epochs * per_epoch
-    evaluated = averaged.module if averaged else model
-    dtype = autocast_dtype(device)
+    batches = epoch_batches(len(rows), recipe, seed, epoch)
+    steps = recipe.epochs * len(batches)
 
     def snapshot():
         return {
@@ -144,40 +130,27 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
                 f"lower --learning-rate (now {recipe.learning_rate:g}) or lengthen --warmup"
             )
         images_done = epoch * len(rows) * recipe.passes + int(seen)
-        return Progress(
-            epoch, step, images_done, loss_sum / max(1, seen), metrics, evaluated, snapshot
-        )
+        loss, shown = loss_sum / max(1, seen), averaged.module if averaged else model
+        return Progress(epoch, step, images_done, loss, metrics, shown, snapshot)
 
     yield progress()
     ticked = time.monotonic()
     while epoch < recipe.epochs:
         model.train()
-        batches = epoch_batches(len(rows), recipe, seed, epoch)
         while first < len(batches):
-            index = batches[first]
             torch.manual_seed(_mix(seed, step, "step"))
+            index = batches[first]
             target = labels[index].to(device)
             batch = images[rows[index].to(images.device)].to(device, non_blocking=True)
             batch, soft_target = augment(batch, target)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step, steps)
-            with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-                logits = model(batch)
-            loss = F.cross_entropy(logits, soft_target, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            # The fused update is left out, on the device, when found_inf is 1; once it is, it stays.
-            # What is wrong in any layer's gradient shows in the first layer's, the last to get it.
-            first_layer = next(model.parameters()).grad
-            finite = loss.detach().isfinite() & first_layer.isfinite().all()
-            optimizer.found_inf = (~finite | (totals[3] > 0)).float()
-            optimizer.step()
+            rate = learning_rate(recipe, step, steps)
+            loss, logits = _step(
+                model, optimizer, batch, soft_target, rate, recipe.label_smoothing, totals[3] > 0
+            )
             if averaged:
                 averaged.update_parameters(model)
-            correct = (logits.detach().argmax(1) == target).sum()
-            totals += torch.stack(
-                [loss.detach() * len(index), correct, totals.new_tensor(len(index)), optimizer.found_inf]
-            )
+            correct, count = (logits.argmax(1) == target).sum(), totals.new_tensor(len(index))
+            totals += torch.stack([loss * count, correct, count, optimizer.found_inf])
             step, first = step + 1, first + 1
             if time.monotonic() - ticked > 1 and first < len(batches):
                 yield progress()
@@ -185,15 +158,60 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
                 ticked = time.monotonic()
         done = progress()
         loss_sum, correct, seen, _ = totals.tolist()
+        epoch, first = epoch + 1, 0
+        totals.zero_()
+        batches = epoch_batches(len(rows), recipe, seed, epoch)
         metrics = {
-            "lr": optimizer.param_groups[0]["lr"],
+            "lr": rate,
             "train_loss": loss_sum / seen,
             "train_top1": 100 * correct / seen,
         }
-        epoch, first = epoch + 1, 0
-        totals.zero_()
         yield done._replace(epoch=epoch, metrics=metrics)
         ticked = time.monotonic()
+
+
+def _step(model, optimizer, batch, target, rate, label_smoothing, stopped):
+    """One optimizer step -> loss, logits, detached.  `stopped` (a bool tensor): change nothing.
+
+    The fused update leaves itself out, on the device, when optimizer.found_inf is 1.  What is not
+    finite in any layer's gradient shows in the first layer's, the last to be computed.
+    """
+    with _autocast(batch.device):
+        logits = model(batch)
+    loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
+    optimizer.zero_grad()
+    loss.backward()
+    loss, first_layer = loss.detach(), next(model.parameters()).grad
+    finite = loss.isfinite() & first_layer.isfinite().all()
+    optimizer.found_inf = (~finite | stopped).float()
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.step()
+    return loss, logits.detach()
+
+
+def _optimizer(model, recipe):
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=0.9,  # assumed by everybody: the paper's notes name momentum, not its value
+        nesterov=True,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+
+
+def _averaged(model, recipe):
+    """An exponential moving average of weights and buffers, or None."""
+    if not recipe.ema_decay:
+        return None
+    average = get_ema_multi_avg_fn(recipe.ema_decay)
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+def _autocast(device):
+    """The one path for both precisions."""
+    dtype = autocast_dtype(device)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 @torch.inference_mode()
@@ -204,12 +222,11 @@ def predict(model, images, prepare, batch_size=512, start=0):
     `batch_size`, so a walk taken up again at `start` gives the same bits.
     """
     device = next(model.parameters()).device
-    dtype = autocast_dtype(device)
     model.eval()
     for first in range(start, len(images), batch_size):
         index = torch.arange(first, min(first + batch_size, len(images)), device=images.device)
         batch = prepare(images[index].to(device, non_blocking=True))
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with _autocast(device):
             logits = model(batch)
         yield first, logits
 

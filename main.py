@@ -18,7 +18,7 @@ import cli
 import runlog
 import training
 from data import Images, load_labelled, split
-from models.hub import HUB, hub_weights
+from models.hub import HUB, MEAN, STD, hub_weights
 from presets import PRESETS
 
 
@@ -72,7 +72,10 @@ def prepare(args, folder, device, resume):
 
     labelled = load_labelled(settings["dataset"], data_dir, settings["input_size"])
     parts = split(
-        labelled.train_labels, settings["seed"], settings["labels_per_class"], settings["val_per_class"]
+        labelled.train_labels,
+        settings["seed"],
+        settings["labels_per_class"],
+        settings["val_per_class"],
     )
     images, labels = Images.of(labelled.train_images), torch.from_numpy(labelled.train_labels)
     rows, val = torch.from_numpy(parts.labelled), torch.from_numpy(parts.val)
@@ -98,6 +101,8 @@ def prepare(args, folder, device, resume):
         student and student.as_parent(folder), mean_std,
     )  # fmt: skip
     config["weights"] = args.weights
+    if args.weights and Path(args.weights).is_file():
+        config["inputs"]["weights"] = {"sha256": checkpoint.fingerprint(args.weights)}
     if saved:
         cli.check_same(saved, config)
     return training.Job(
@@ -110,9 +115,7 @@ def prepare(args, folder, device, resume):
 
 def starting_weights(name, mean_std):
     """The state_dict behind --weights, its name, and the normalisation it was trained with."""
-    if name in HUB or not Path(name).suffix:
-        from models.hub import MEAN, STD
-
+    if name in HUB or not Path(name).exists():
         return hub_weights(name), name, (list(MEAN), list(STD))
     weights = checkpoint.load(name)
     if "normalisation" in weights:
@@ -132,9 +135,23 @@ def report(args, job, result):
     if job.stage == "teacher":
         rows.append(("next", cli.command("make_sample_data.py", args)))
         cli.table("step 1: the teacher is trained", rows)
-    else:
-        rows.append(("next", f"tensorboard --logdir {job.folder.parent.parent}"))
-        cli.table("step 4: the student is fine-tuned", rows)
+        return
+    rows.append(("next", f"tensorboard --logdir {job.folder.parent.parent}"))
+    cli.table("step 4: the student is fine-tuned", rows)
+    names = {
+        "teacher": "teacher",
+        "student": "student, pre-trained",
+        "finetuned": "student, fine-tuned",
+    }
+    results = {
+        name: runlog.read_json(job.folder.parent / stage / "result.json")
+        for stage, name in names.items()
+        if (job.folder.parent / stage / "result.json").exists()
+    }
+    cli.table(
+        f"test top-1 of {job.config['dataset']}, seed {job.config['seed']}",
+        [(name, f"{one['test_top1']:.2f} %") for name, one in results.items()],
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ from engine import autocast_dtype, predict
 from presets import PRESETS
 from ranking import STRATEGIES, Ranking, candidates, top_classes
 
-CHUNK = 512  # images scored at a time, always, so that nothing else can change a score
+CHUNK = (
+    512  # images scored at a time, however many processes score: a score depends on nothing else
+)
 SAVE_SECONDS = 60
 SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
 
@@ -45,7 +47,9 @@ def parse(argv):
     add("--keep-duplicates", action=cli.Boolean, help="keep images that a labelled set holds too")
     add("--save-scores", action=cli.Boolean, help="write scores.npz for a pool of any size")
     add("--export", type=Path, metavar="DIR", help="also write the selection as class folders")
-    add("--load-pretrained", action=cli.Boolean, default=True, help="score with the teacher; always")
+    add(
+        "--load-pretrained", action=cli.Boolean, default=True, help="score with the teacher; always"
+    )
     args = parser.parse_args(argv)
     if not args.load_pretrained:
         parser.error("argument --load-pretrained: False is not possible: step 2 needs a teacher")
@@ -104,6 +108,12 @@ def prepare(args, folder, device, resume):
     teacher_config, path, parent = find_teacher(args, folder)
     teacher = checkpoint.load_model(path, device)
     settings = cli.chain(args, teacher_config)
+    for flag, given, own in (
+        ("--model", args.model, teacher.name),
+        ("--input-size", args.input_size, teacher.input_size),
+    ):
+        if given not in (None, own):
+            raise ValueError(f"{flag} {given} contradicts {path}, which has {own}; leave it out")
     settings["input_size"] = teacher.input_size
     preset = PRESETS[settings["preset"]]
     p, k = args.p or preset.p, args.k or preset.k
@@ -114,7 +124,10 @@ def prepare(args, folder, device, resume):
     labelled = load_labelled(settings["dataset"], data_dir, settings["input_size"])
     cli.check_data(labelled, teacher.classes, teacher_config)
     parts = split(
-        labelled.train_labels, settings["seed"], settings["labels_per_class"], settings["val_per_class"]
+        labelled.train_labels,
+        settings["seed"],
+        settings["labels_per_class"],
+        settings["val_per_class"],
     )
     specs = args.unlabeled or list(preset.unlabeled)
     pools = open_pools(specs, data_dir, settings["input_size"], labelled, parts)
@@ -131,6 +144,7 @@ def prepare(args, folder, device, resume):
         "k": k,
         "min_score": args.min_score,
         "strategy": args.strategy,
+        "batch_size": args.batch_size or CHUNK,
         "keep_duplicates": args.keep_duplicates,
         "max_bad_fraction": args.max_bad_fraction,
         "device": str(device),
@@ -159,7 +173,7 @@ def prepare(args, folder, device, resume):
 
 
 def find_teacher(args, folder):
-    """-> the teacher stage's config (None for a model.pt of its own), model.pt, its parent entry."""
+    """-> the config of the stage (None for a lone model.pt), the model.pt, its parent entry."""
     path = args.teacher or folder.parent / "teacher"
     if path.is_file() and not (path.parent / "config.json").exists():
         entry = {"stage": "teacher", "path": str(path.resolve())}
@@ -172,13 +186,12 @@ def find_skipped(args, pools, labelled, parts):
     """Unreadable images, and duplicates of labelled ones: position over all pools -> reason."""
     skipped, first = {}, 0
     known = np.concatenate([parts.labelled, parts.val])
-    images = Images.of(labelled.train_images[known], labelled.test_images)
+    images = np.concatenate([labelled.train_images[known], labelled.test_images])
     hashes = np.concatenate([labelled.train_hashes[known], labelled.test_hashes])
     for pool in pools:
         found = dict(pool.skipped)
         if not args.keep_duplicates:
-            everything = images[torch.arange(len(images))].numpy()
-            found |= find_duplicates(pool.images, pool.hashes, everything, hashes, set(found))
+            found |= find_duplicates(pool.images, pool.hashes, images, hashes, skip=found)
         skipped |= {first + position: reason for position, reason in found.items()}
         first += len(pool)
     return skipped
@@ -222,9 +235,13 @@ def score_pool(job, device, resume):
         chosen.load_state_dict(state["chosen"])
 
     began = saved = time.monotonic()
-    bar = tqdm(total=size, initial=position, unit="img", unit_scale=True, disable=None, desc="scoring")
+    bar = tqdm(
+        total=size, initial=position, unit="img", unit_scale=True, disable=None, desc="scoring"
+    )
     prepare_batch = Normalise(job.teacher.mean, job.teacher.std, device)
-    for first, logits in predict(job.teacher.model, job.images, prepare_batch, CHUNK, position):
+    for first, logits in predict(
+        job.teacher.model, job.images, prepare_batch, c["batch_size"], position
+    ):
         position = first + len(logits)
         chunk_score, chunk_label = top_classes(logits, c["p"])
         score[first:position], label[first:position] = chunk_score.cpu(), chunk_label.cpu()
@@ -320,7 +337,9 @@ def show(job, log, rows, score, counts):
         scores.append(kept_score[best])
         correct.append(truth[best] == number)
     known = truth >= 0
-    grids = figures.selection_grid(pictures, scores, classes, correct=correct if known.all() else None)
+    grids = figures.selection_grid(
+        pictures, scores, classes, correct=correct if known.all() else None
+    )
     for number, figure in enumerate(grids):
         board.add_figure("selection/best images of each class", figure, number)
     board.add_histogram("selection/score of the best class, all images", score[:, 0])
@@ -330,7 +349,9 @@ def show(job, log, rows, score, counts):
     board.add_figure("selection/images per class", figures.per_class_counts(counts, classes, k))
     if known.any():
         right = truth[known] == label[known]
-        board.add_figure("selection/accuracy by rank", figures.accuracy_by_rank(rank[known], right, k))
+        board.add_figure(
+            "selection/accuracy by rank", figures.accuracy_by_rank(rank[known], right, k)
+        )
 
 
 def write_skipped(job):

@@ -6,8 +6,6 @@ Rates are per optimizer step on a whole batch.  "Paper" is Yalniz et al. 2019; i
 
 from dataclasses import dataclass, field, replace
 
-SCHEDULES = ("cosine", "halving", "steps")
-
 
 def _setting(default, text):
     return field(default=default, metadata={"help": text})
@@ -56,7 +54,9 @@ class Preset:
 
 def override(settings, **changes):
     """A copy of a dataclass with those changes that are not None."""
-    return replace(settings, **{name: value for name, value in changes.items() if value is not None})
+    return replace(
+        settings, **{name: value for name, value in changes.items() if value is not None}
+    )
 
 
 # --- cifar100: the study at the size of one GPU -------------------------------------------------

@@ -1,10 +1,11 @@
-"""The paper's idea as tensor code: the P best classes of every image, the K best images of every class.
+"""The paper's idea as tensor code: P best classes of an image, K best images of a class.
 
-Yalniz et al. 2019, step 2: an image enters the ranking of its P best classes only, since few classes
-are relevant to it; every class keeps its K best images.  The paper leaves ties open; here the order
-is total: a higher float32 score first, then the lower position in the pool.  A pool streams through a table of K places a class, so memory does not grow with the pool,
-and since the K best of a union are the K best of the parts' K best, tables of parts of a pool can
-be merged in any order (`Ranking.merge`).
+Yalniz et al. 2019, step 2: an image enters the ranking of its P best classes only, since few
+classes are relevant to it; every class keeps its K best images.  The paper leaves ties open; here
+the order is total: a higher float32 score first, then the lower position in the pool.  A pool
+streams through a table of K places a class, so memory does not grow with the pool, and since the K
+best of a union are the K best of the parts' K best, tables of parts of a pool can be merged in any
+order (`Ranking.merge`).
 """
 
 import torch
@@ -100,7 +101,7 @@ class Ranking:
         self.score = torch.empty((groups, 0), dtype=torch.float32, device=device)
 
     def add(self, group, priority, position, label, score):
-        """Let candidates in: five tensors (M,); a group meets a position at most once in a stream."""
+        """Let candidates in: five tensors (M,).  A group may meet a position once only."""
         key = sort_key(priority, position)
         by_key = key.argsort(descending=True)
         order = by_key[group[by_key].argsort(stable=True)]  # grouped, best first

@@ -27,7 +27,7 @@ STAGES = {
     "finetuned": ("model.pt", "python main.py --student-network True"),
 }
 _ARTEFACTS = ("config.json", "metrics.jsonl", "model.pt", "resume.pt", "result.json")
-_ARTEFACTS += ("scores.npz", "selection.csv", "skipped.csv")
+_ARTEFACTS += ("scores.npz", "selection.csv", "skipped.csv", "projector_config.pbtxt")
 
 
 @dataclass
@@ -73,7 +73,7 @@ def read_json(path):
 
 
 def state_of(folder):
-    """"empty", "unfinished" or "finished"."""
+    """ "empty", "unfinished" or "finished"."""
     if (folder / "result.json").exists():
         return "finished"
     return "unfinished" if (folder / "config.json").exists() else "empty"
@@ -160,6 +160,7 @@ class RunLog:
                 path.unlink(missing_ok=True)
             for path in folder.glob("events.out.tfevents.*"):
                 path.unlink()
+            shutil.rmtree(folder / "00000", ignore_errors=True)  # the embedding projector's
             write_json(folder / "config.json", config)
         self.config = config or read_json(folder / "config.json")
         self.metrics = folder / "metrics.jsonl"
@@ -187,7 +188,9 @@ class RunLog:
 
     def finish(self, result, hparams):
         """The last words: hparams with the final metrics, then result.json; resume.pt goes."""
-        plain = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in hparams.items()}
+        plain = {
+            k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in hparams.items()
+        }
         numbers = {f"final/{k}": v for k, v in result.items() if isinstance(v, (int, float))}
         self.tensorboard.add_hparams(plain, numbers, run_name=".")
         self.tensorboard.flush()

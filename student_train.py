@@ -57,7 +57,10 @@ def prepare(args, folder, device, resume):
     labelled = load_labelled(settings["dataset"], data_dir, settings["input_size"])
     cli.check_data(labelled, labelled.classes, samples.config)
     parts = split(
-        labelled.train_labels, settings["seed"], settings["labels_per_class"], settings["val_per_class"]
+        labelled.train_labels,
+        settings["seed"],
+        settings["labels_per_class"],
+        settings["val_per_class"],
     )
     images, rows, labels = read_samples(samples, data_dir, labelled, parts)
     val_labels = torch.from_numpy(labelled.train_labels[parts.val])

@@ -45,8 +45,8 @@ def normalisation(images, rows):
 
     images: data.Images; rows (R,).  Rounded to four digits, so that it prints as it is.
     """
-    total, square, count = torch.zeros(3), torch.zeros(3), 0
-    total, square = total.double(), square.double()
+    total, square = torch.zeros(2, 3, dtype=torch.float64)
+    count = 0
     for index in rows.split(4096):
         batch = images[index].double().flatten(0, 2) / 255
         total, square, count = total + batch.sum(0), square + (batch**2).sum(0), count + len(batch)
@@ -73,8 +73,9 @@ def describe(stage, settings, recipe, device, data_dir, inputs, parent, mean_std
 
 
 def run(job, device, resume):
-    """Train, log, save, test; returns result.json's content.  The folder is written from here on."""
-    state = checkpoint.load(job.folder / "resume.pt") if resume and _has_state(job) else None
+    """Train, log, save, test; return result.json's content.  Writes to the folder."""
+    path = job.folder / "resume.pt"
+    state = checkpoint.load(path) if resume and path.exists() else None
     seed = 1000 * job.config["seed"] + _STAGES.index(job.stage)  # no two stages draw alike
     torch.manual_seed(seed)
     model = build_model(job.recipe.model, len(job.classes))
@@ -87,9 +88,12 @@ def run(job, device, resume):
         normalise, job.recipe.augment, len(job.classes), job.recipe.mixup, job.recipe.cutmix
     )
     epochs_done = state["fit"]["epoch"] if state else 0
-    with cli.running(), runlog.RunLog(
-        job.folder, None if resume else job.config, epochs_done if resume else None
-    ) as log:
+    with (
+        cli.running(),
+        runlog.RunLog(
+            job.folder, None if resume else job.config, epochs_done if resume else None
+        ) as log,
+    ):
         images = job.images.to(device)
         if not resume:
             _show_batch(log, images, job, augment, mean, std, device)
@@ -102,10 +106,6 @@ def run(job, device, resume):
         result = _test(job, log, model, normalise, metrics, seconds)
         _publish(job, log, model, result)
     return result
-
-
-def _has_state(job):
-    return (job.folder / "resume.pt").exists()
 
 
 def _follow(job, log, ticks, normalise, state):
@@ -186,8 +186,8 @@ def _publish(job, log, model, result):
     checkpoint.save_model(
         job.folder / "model.pt",
         checkpoint.Checkpoint(
-            model, job.recipe.model, list(job.classes), mean, std, job.config["input_size"], metrics,
-            parent and {name: parent[name] for name in ("stage", "sha256")},
+            model, job.recipe.model, list(job.classes), mean, std, job.config["input_size"],
+            metrics, parent and {name: parent[name] for name in ("stage", "sha256")},
         ),
     )  # fmt: skip
     names = ("stage", "preset", "dataset", "seed", "labels_per_class", "input_size")
@@ -201,8 +201,7 @@ def _publish(job, log, model, result):
 def _show_batch(log, images, job, augment, mean, std, device):
     """The first training batch as the network sees it: augmented, normalisation undone."""
     torch.manual_seed(0)
-    index = torch.arange(min(32, len(job.rows)))
-    index = index * (len(job.rows) // len(index))  # spread over the classes
+    index = torch.linspace(0, len(job.rows) - 1, min(32, len(job.rows))).long()  # of all classes
     batch = images[job.rows[index].to(images.device)].to(device)
     batch, _ = augment(batch, job.labels[index].to(device))
     scale, shift = torch.tensor(std), torch.tensor(mean)
@@ -220,7 +219,9 @@ def _show_test(job, log, logits, labels, features):
     board.add_figure("test/confusion matrix", figures.confusion_matrix(matrix, job.classes), epochs)
     probs = logits.softmax(1)
     for label, name in enumerate(job.classes):
-        board.add_pr_curve(f"test precision-recall/{name}", labels == label, probs[:, label], epochs)
+        board.add_pr_curve(
+            f"test precision-recall/{name}", labels == label, probs[:, label], epochs
+        )
     shown = torch.arange(0, len(labels), max(1, len(labels) // _EMBEDDED))[:_EMBEDDED]
     pictures = job.test[0][shown].permute(0, 3, 1, 2).float() / 255
     if pictures.shape[2] > 32:  # TensorBoard takes one picture of at most 8192 px for all of them

@@ -8,14 +8,25 @@ labelled    cifar100, cifar10, digits, folders, each in its canonical order
 splits      labelled, validation and held-out images
 pools       heldout, cifar10, tiny-imagenet, stl10, patches, folders, tar shards
 duplicates  pool images that equal, or nearly equal, a labelled one
+images      many images as uint8, wherever they lie, batch by batch
+augment     whole batches augmented and normalised on their device
+selection   the files between step 2 and step 3
 """
 
-from . import selection
-from .augment import Augment, Normalise
-from .decode import IMAGE_SUFFIXES, Unreadable, decode, decode_file, fit_square, pixel_hash
+import os
 
-from .images import Images
+# OpenCV reads these two while it is imported, and every part of this package imports it later than
+# here.  Its own pixel limit lets a small file with a false header claim gigabytes; 2**26 pixels
+# (8192 x 8192) are 200 MB and more than any camera makes.  Broken files are expected and reported
+# by name in skipped.csv, so OpenCV's own lines about them are noise.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
+os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+
+from . import selection
+from .augment import POLICIES, Augment, Normalise
+from .decode import IMAGE_SUFFIXES, Unreadable, decode, decode_file, fit_square, pixel_hash
 from .duplicates import find_duplicates
+from .images import Images
 from .labelled import LABELLED_SETS, LabelledSet, load_labelled
 from .pools import Pool, open_pools
 from .splits import Split, split
@@ -23,7 +34,11 @@ from .splits import Split, split
 __all__ = [
     "IMAGE_SUFFIXES",
     "LABELLED_SETS",
+    "POLICIES",
+    "Augment",
+    "Images",
     "LabelledSet",
+    "Normalise",
     "Pool",
     "Split",
     "Unreadable",
@@ -34,5 +49,6 @@ __all__ = [
     "load_labelled",
     "open_pools",
     "pixel_hash",
+    "selection",
     "split",
 ]

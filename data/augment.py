@@ -1,7 +1,6 @@
 """Whole batches of uint8 images, augmented and normalised on the device that holds them."""
 
 import torch
-from torch.nn import functional as F
 from torchvision.transforms import v2
 
 POLICIES = ("none", "crop", "crop-flip", "randaugment", "trivialaugment")
@@ -76,9 +75,3 @@ def shift_and_flip(images, most, flip=True):
         columns = torch.where(flipped, side - 1 - columns, columns)
     which = torch.arange(batch, device=device)[:, None, None]
     return images[which, rows[:, :, None], columns[:, None, :]]
-
-
-def upsample_preview(images, size):
-    """uint8 (N,S,S,3) -> (N,size,size,3): a small picture for TensorBoard."""
-    small = F.interpolate(images.permute(0, 3, 1, 2).float(), size=(size, size), mode="area")
-    return small.round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -1,6 +1,7 @@
 """Downloads that give up soon when nothing answers, and never leave half a data set behind."""
 
 import errno
+import http.client
 import socket
 import threading
 import urllib.request
@@ -43,7 +44,7 @@ def downloading(what, way_out):
     socket.setdefaulttimeout(STALL_SECONDS)
     try:
         yield
-    except (OSError, RuntimeError, EOFError) as error:  # urllib's and torchvision's are among these
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.ENOSPC:
             raise
         reason = " ".join(str(error).split())

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import stat
 import tarfile
 from dataclasses import dataclass
 
@@ -77,10 +76,9 @@ def list_folder(root, folders=None):
         reason, status = _examine(path, name)
         if reason:
             unusable[i] = reason
-        size, when, mode = (
-            (status.st_size, status.st_mtime_ns, status.st_mode) if status else (0,) * 3
-        )
-        facts.append((name, size, when, mode))
+        size = status.st_size if status else 0
+        # The mode, because a file that may not be read is listed too, until it may.
+        facts.append((name, size, (status.st_mtime_ns, status.st_mode) if status else 0))
     names = Names(paths)
 
     def read(i):
@@ -116,9 +114,25 @@ def _examine(path, name):
         return f"cannot be opened: {error.strerror}", None
     if not _is_utf8(name):
         return "name is not UTF-8", status
-    if not stat.S_ISREG(status.st_mode):
-        return "not a regular file", status
     return None, status
+
+
+def class_folders(folder):
+    """Names of the subfolders that are not hidden, sorted; none where there is no such folder.
+
+    Raises ValueError for a name that is not UTF-8.
+    """
+    if not folder.is_dir():
+        return []
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    names = [name for name in names if not name.startswith(".")]
+    for name in names:
+        if os.fsencode(name).decode("utf-8", "replace") != name:
+            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+            raise ValueError(
+                f"class folder '{shown}' in {str(folder)!r}: the name is not UTF-8; rename it"
+            )
+    return names
 
 
 def list_tars(shards):

@@ -1,7 +1,6 @@
 """Labelled data sets, in an order that every copy of the same images shares."""
 
 import hashlib
-import os
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from torchvision.datasets.utils import check_integrity
 from .cache import open_cache
 from .decode import fit_square, pixel_hash
 from .download import downloading, require_answer
-from .files import list_folder, sha256_of_file
+from .files import class_folders, list_folder, sha256_of_file
 
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
 CIFAR = {"cifar100": ("CIFAR100", 100), "cifar10": ("CIFAR10", 10)}  # torchvision's class, classes
@@ -72,13 +71,11 @@ def load_cifar_copy(name, data_dir, input_size):
 
 def _load_cifar(name, data_dir, size, bare=True):
     class_name, count = CIFAR[name]
-    archive = getattr(
-        torchvision.datasets, class_name
-    )  # looked up late, so that a test can patch it
+    archive = getattr(torchvision.datasets, class_name)  # at call time: a test may patch it
     if (data_dir / name / "train").is_dir() or (data_dir / name / "test").is_dir():
         return _load_folders(name, data_dir / name, data_dir, size, count)
     have_archive = any((data_dir / f).exists() for f in (archive.base_folder, archive.filename))
-    if bare and not have_archive and len(_class_folders(data_dir / "train")) == count:
+    if bare and not have_archive and len(class_folders(data_dir / "train")) == count:
         return _load_folders(name, data_dir, data_dir, size, count)
     return _load_archive(name, archive, data_dir, size)
 
@@ -99,11 +96,8 @@ def _load_archive(name, archive, data_dir, size):
             train = archive(data_dir, train=True, download=True)
     test = archive(data_dir, train=False)
 
-    files = [
-        archive.meta["filename"],
-        *(file for file, _ in archive.train_list + archive.test_list),
-    ]
     folder = data_dir / archive.base_folder
+    files = [archive.meta["filename"], *dict(archive.train_list), *dict(archive.test_list)]
     digest = {file: sha256_of_file(folder / file) for file in sorted(files)}
     parts = {}
     for part, pickles in (("train", train), ("test", test)):
@@ -135,9 +129,8 @@ def _load_folders(name, root, data_dir, size, expected=None):
         key = {"part": part, "path": str(folder.resolve()), "stamp": listing.stamp}
         digest[part] = listing.digest
         parts[part] = _arranged(f"{name}-{part}", data_dir, key, labels, names, listing.read, size)
-    return _labelled_set(
-        name, classes, parts, {"kind": "folder", "path": str(root), "digest": digest}
-    )
+    inputs = {"kind": "folder", "path": str(root), "digest": digest}
+    return _labelled_set(name, classes, parts, inputs)
 
 
 def _checked_classes(name, root, expected):
@@ -148,7 +141,7 @@ def _checked_classes(name, root, expected):
                 f"data set {name!r}: no folder {str(root / part)!r}; put images at "
                 f"{str(root / part / '<class>' / '*')!r} or choose another --data-dir"
             )
-    train, test = _class_folders(root / "train"), _class_folders(root / "test")
+    train, test = class_folders(root / "train"), class_folders(root / "test")
     for part, found in (("train", train), ("test", test)):
         if expected is not None and len(found) != expected:
             raise ValueError(
@@ -170,29 +163,13 @@ def _checked_classes(name, root, expected):
     return train
 
 
-def _class_folders(folder):
-    """Names of the subfolders that are not hidden, sorted; none where there is no such folder."""
-    if not folder.is_dir():
-        return []
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    names = [name for name in names if not name.startswith(".")]
-    for name in names:
-        if os.fsencode(name).decode("utf-8", "replace") != name:
-            shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-            raise ValueError(
-                f"class folder '{shown}' in {str(folder)!r}: the name is not UTF-8; rename it"
-            )
-    return names
-
-
 def _arranged(name, data_dir, key, labels, names, read, size):
     """One part in its canonical order; -> images, labels, names, hashes."""
 
     def arrange(hashes, skipped):
         keep = np.setdiff1d(np.arange(len(labels)), list(skipped))
-        return np.array(
-            sorted(keep, key=lambda i: (labels[i], hashes[i].tobytes(), names[i])), np.int64
-        )
+        keep = sorted(keep, key=lambda i: (labels[i], hashes[i].tobytes(), names[i]))
+        return np.array(keep, np.int64)
 
     cache = open_cache(data_dir / "cache", name, key, len(labels), read, size, arrange=arrange)
     if cache.skipped:
@@ -237,9 +214,7 @@ def _load_digits(size):
     names = np.arange(len(labels)).astype(str)
     labels = labels.astype(np.int64)
     # A fixed third, whatever --seed is: results of different seeds share one test set.
-    parts = train_test_split(
-        np.arange(len(labels)), test_size=1 / 3, stratify=labels, random_state=0
-    )
+    parts = train_test_split(names.astype(int), test_size=1 / 3, stratify=labels, random_state=0)
     arrays = {}
     for part, chosen in zip(("train", "test"), parts, strict=True):
         order = sorted(chosen, key=lambda i: (labels[i], hashes[i].tobytes(), i))

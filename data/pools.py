@@ -21,7 +21,7 @@ from .labelled import load_cifar_copy
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-PATCH_SCALES = ((48, 48), (64, 32), (96, 48), (128, 48))  # side and stride, pixels; 986 patches
+PATCH_SCALES = ((64, 64), (96, 96), (128, 64))  # side and stride, pixels; 258 patches
 WAY_OUT = "give a folder of images with --unlabeled, or use heldout or patches (both offline)"
 
 

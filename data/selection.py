@@ -16,7 +16,10 @@ def write_selection(path, images, label, score, rank):
 
     A score is written with the fewest digits that give the same float32 back.
     """
-    rows = ([i, int(c), str(np.float32(s)), int(r)] for i, c, s, r in zip(images, label, score, rank, strict=True))
+    rows = (
+        [i, int(c), str(np.float32(s)), int(r)]
+        for i, c, s, r in zip(images, label, score, rank, strict=True)
+    )
     _write_csv(path, HEADER, rows)
 
 
@@ -35,10 +38,12 @@ def read_selection(path, num_classes):
                 image, label, score, rank = row
                 numbers.append((int(label), float(score), int(rank)))
             except ValueError:
-                raise ValueError(f"{path}, line {rows.line_num}: {row} is no selection row") from None
+                raise ValueError(
+                    f"{path}, line {rows.line_num}: {row} is no selection row"
+                ) from None
             if not 0 <= numbers[-1][0] < num_classes:
                 raise ValueError(
-                    f"{path}, line {rows.line_num}: label {label} is not one of {num_classes} classes"
+                    f"{path}, line {rows.line_num}: label {label} is not below {num_classes}"
                 )
             images.append(image)
     if not images:

@@ -1,0 +1,182 @@
+"""Finished runs of the four steps, made once and tiny; what changes a run works on a copy."""
+
+import shutil
+import socket
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import main
+import make_sample_data
+import student_train
+
+torch.set_num_threads(1)  # several threads only wait for each other in networks this small
+
+STAGES = ("teacher", "samples", "student", "finetuned")
+PROGRAMS = {
+    "teacher": (main.main, ()),
+    "samples": (make_sample_data.main, ()),
+    "student": (student_train.main, ()),
+    "finetuned": (main.main, ("--student-network", "True")),
+}
+CLASSES = ("ant", "bee", "crab", "dove")
+SMALL = ("--input-size", "8", "--labels-per-class", "3", "--val-per-class", "2")
+SHORT = ("--epochs", "1", "--passes", "1")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Only the machine itself answers."""
+    connect = socket.socket.connect
+
+    def local(self, address):
+        here = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
+        if not here:
+            raise OSError(f"a test asks the network: {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", local)
+
+
+def run_step(stage, run, *flags):
+    """Run a stage's script in this process; -> its exit code."""
+    program, own = PROGRAMS[stage]
+    try:
+        program([*own, "--run-dir", str(run), "--device", "cpu", *map(str, flags)])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture(scope="session")
+def step():
+    return run_step
+
+
+def write_pictures(folder, count, seed, side=8):
+    """Noise images <folder>/0.png, 1.png, ..., no two alike."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        pixels = random.integers(0, 256, (side, side, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(folder / f"{number}.png"), pixels)
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    return write_pictures
+
+
+@pytest.fixture(scope="session")
+def folder_data(tmp_path_factory):
+    """A labelled set of PNGs: DATA/{train,test}/<class>/*."""
+    data = tmp_path_factory.mktemp("folder-data")
+    for number, name in enumerate(CLASSES):
+        write_pictures(data / "train" / name, 14, seed=number)
+        write_pictures(data / "test" / name, 6, seed=100 + number)
+    return data
+
+
+@pytest.fixture(scope="session")
+def folder_flags(folder_data):
+    """Step 1's flags for that set; the later steps take them over."""
+    data = ("--preset", "demo", "--dataset", "folder", "--data-dir", str(folder_data))
+    return (*data, *SMALL, "--batch-size", "4", "--epochs", "2", "--passes", "1")
+
+
+LATER = {
+    "samples": ("--unlabeled", "heldout", "--k", "5", "--p", "2"),
+    "student": ("--batch-size", "4", "--epochs", "2", "--passes", "1", "--ema-decay", "0.9"),
+    "finetuned": ("--batch-size", "4", "--epochs", "2", "--passes", "1", "--mixup", "0.2"),
+}
+
+
+@pytest.fixture(scope="session")
+def stage_flags(folder_flags):
+    """stage -> the flags that `folder_run` was made with."""
+    return {"teacher": folder_flags, **LATER}
+
+
+def _finished(run, flags):
+    for stage in STAGES:
+        assert run_step(stage, run, *flags[stage]) == 0
+    return run
+
+
+@pytest.fixture(scope="session")
+def folder_run(tmp_path_factory, stage_flags):
+    """The four stages on the PNGs: heldout is the pool."""
+    return _finished(tmp_path_factory.mktemp("folder") / "run", stage_flags)
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The four stages on the built-in digits: the demo preset, with fewer labels and pixels."""
+    base = tmp_path_factory.mktemp("digits")
+    first = ("--preset", "demo", "--data-dir", str(base / "data"), *SMALL, *SHORT)
+    later = {"samples": ("--k", "5"), "student": SHORT, "finetuned": SHORT}
+    return _finished(base / "run", {"teacher": first, **later})
+
+
+@pytest.fixture
+def run_before(folder_run, tmp_path):
+    """run_before(stage) -> a run folder that holds the stages before it only."""
+
+    def copy(stage):
+        run = tmp_path / "run"
+        run.mkdir()
+        for earlier in STAGES[: STAGES.index(stage)]:
+            shutil.copytree(folder_run / earlier, run / earlier)
+        return run
+
+    return copy
+
+
+@pytest.fixture
+def run_copy(folder_run, tmp_path):
+    """A copy of the finished run."""
+    return Path(shutil.copytree(folder_run, tmp_path / "run"))
+
+
+def read_tree(folder):
+    """Every name below a folder, and the bytes of its files; None where there is no such folder."""
+    if not folder.exists():
+        return None
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture(scope="session")
+def snapshot():
+    return read_tree
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(stage, run, *flags) -> the one line of the error, once it has changed nothing."""
+
+    def refuse(stage, run, *flags):
+        before = read_tree(run)
+        capsys.readouterr()
+        code = run_step(stage, run, *flags)
+        error = capsys.readouterr().err
+        assert code == 2, error
+        assert error.count("\n") == 1 and error.endswith("\n"), error
+        assert read_tree(run) == before
+        return error
+
+    return refuse
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out TensorBoard's pictures: drawing them takes longer than a tiny stage."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for name in ("add_figure", "add_pr_curve", "add_embedding"):
+        monkeypatch.setattr(SummaryWriter, name, lambda *args, **kwargs: None)

@@ -1,0 +1,554 @@
+"""Pools: broken files are listed and never stop a run; the cache; duplicates of labelled images.
+
+pytest tests/test_pools.py
+"""
+
+import errno
+import functools
+import hashlib
+import http.server
+import os
+import struct
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torchvision
+
+from data import (
+    Unreadable,
+    decode,
+    find_duplicates,
+    fit_square,
+    load_labelled,
+    open_pools,
+    pixel_hash,
+    split,
+)
+from data import cache as cache_module
+from data import files as files_module
+from data import pools as pools_module
+from data.cache import open_cache
+
+posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX names, links and FIFOs")
+
+
+def picture(seed=0, height=40, width=40):
+    """A smooth random image, so that JPEG can hold it."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def encode(image, suffix=".png", *options):
+    channels = image[..., ::-1] if image.ndim == 3 and image.shape[2] == 3 else image
+    return cv2.imencode(suffix, channels, options)[1].tobytes()
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else encode(content))
+
+
+def png_claiming(width, height):
+    def chunk(kind, body):
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(b"0" * 99))
+        + chunk(b"IEND", b"")
+    )
+
+
+def damaged_crc():
+    content = bytearray(encode(picture()))
+    content[content.index(b"IDAT") + 40] ^= 0xFF
+    return bytes(content)
+
+
+JPEG, PNG = encode(picture(), ".jpg"), encode(picture())
+BROKEN = {
+    "crc.png": (damaged_crc(), "not an image, or truncated"),
+    "cut.jpg": (JPEG[: len(JPEG) // 2], "not an image, or truncated"),
+    "cut.png": (PNG[: len(PNG) // 2], "not an image, or truncated"),
+    "empty.jpg": (b"", "empty file"),
+    "end.jpg": (JPEG[:-2], "not an image, or truncated"),
+    "huge.png": (png_claiming(40000, 40000), "more than 67108864 pixels"),
+    "text.jpg": (b"hello, this is text", "not an image, or truncated"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_files_say_what_is_wrong(name):
+    content, reason = BROKEN[name]
+    with pytest.raises(Unreadable) as caught:
+        decode(content)
+    assert str(caught.value) == reason
+
+
+def test_unusual_files_read():
+    grey = picture()[..., 0]
+    assert decode(encode(grey)).tolist() == np.repeat(grey[..., None], 3, axis=2).tolist()
+    assert (decode(encode(grey.astype(np.uint16) * 256 + 7)) == grey[..., None]).all()  # high byte
+    alpha = np.dstack([picture()[..., ::-1], np.zeros((40, 40), np.uint8)])
+    assert (decode(encode(alpha)) == picture()).all()  # alpha is dropped
+    red = np.zeros((8, 8, 3), np.uint8)
+    red[..., 0] = 255
+    assert decode(encode(red))[0, 0].tolist() == [255, 0, 0]  # RGB, not BGR
+
+
+def test_exif_orientation_is_applied():
+    tall = np.zeros((48, 16, 3), np.uint8)
+    tall[:16] = 255
+    tag = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # 6: turn right
+    exif = b"Exif\0\0" + tag
+    jpeg = encode(tall, ".jpg")
+    jpeg = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+    upright = decode(jpeg)
+    assert upright.shape == (16, 48, 3)
+    assert upright[:, -8:].mean() > 200 > 50 > upright[:, :8].mean()
+
+
+def test_pixel_hash_knows_pixels_and_shape_only():
+    image = picture()
+    assert (
+        pixel_hash(image) == pixel_hash(decode(encode(image, ".bmp")))
+        and len(pixel_hash(image)) == 16
+    )
+    assert pixel_hash(image) == pixel_hash(np.asfortranarray(image))
+    other = image.copy()
+    other[3, 4, 1] ^= 1
+    assert len({pixel_hash(x) for x in (image, other, image.reshape(20, 80, 3))}) == 3
+
+
+def test_broken_files_in_a_pool_are_listed_and_keep_their_position(tmp_path):
+    folder = tmp_path / "photos"
+    for name, (content, _) in BROKEN.items():
+        write(folder / name, content)
+    for seed, name in enumerate(["a.png", "deep/er/b.png", "z.jpg"]):
+        write(folder / name, picture(seed))
+    for name in (".hidden.png", ".git/c.png", "notes.txt", "deep/list.csv"):
+        write(folder / name, b"x")
+    [pool] = open_pools([folder], tmp_path, 32)
+    names = list(pool.names)
+    assert names == sorted([*BROKEN, "a.png", "deep/er/b.png", "z.jpg"])
+    assert {names[i]: reason for i, reason in pool.skipped.items()} == {
+        name: reason for name, (_, reason) in BROKEN.items()
+    }
+    assert pool.name == "photos" and pool.name_of(0) == "photos/a.png" and pool.truth is None
+    assert pool.images.shape == (len(names), 32, 32, 3) and not pool.images.flags.writeable
+    row = names.index("deep/er/b.png")
+    assert (pool.images[row] == fit_square(picture(1), 32)).all()
+    assert pool.hashes[row].tobytes() == pixel_hash(picture(1))
+    assert not pool.images[names.index("cut.png")].any()
+    assert pool.tags(row) == "er" and pool.tags(0) == ""
+    assert pool.inputs["entries"] == len(names)
+
+
+@posix
+def test_strange_names_links_and_pipes(tmp_path):
+    folder = tmp_path / "pool"
+    write(folder / "good.png", picture())
+    write(folder / "new\nline.png", picture(1))
+    write(folder / ("x" * 251 + ".png"), picture(2))
+    for name in (b"bad\xff.png", b"dir\xfe/in.png"):
+        path = os.path.join(os.fsencode(folder), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        Path(os.fsdecode(path)).write_bytes(encode(picture(3)))
+    os.mkfifo(folder / "pipe.png")
+    (folder / "dangling.png").symlink_to(folder / "nowhere.png")
+    (folder / "self.png").symlink_to(folder / "self.png")
+    (folder / "link.png").symlink_to(folder / "good.png")
+    (folder / "loop").symlink_to(folder)
+    write(tmp_path / "elsewhere" / "far.png", picture(4))
+    (folder / "folder.png").symlink_to(tmp_path / "elsewhere")
+    [pool] = open_pools([folder], tmp_path / "data", 16)
+    listed = {pool.names[i]: reason for i, reason in pool.skipped.items()}
+    assert listed.pop("self.png").startswith("cannot be opened: ")
+    assert listed == {
+        "bad\\xff.png": "name is not UTF-8",
+        "dangling.png": "dangling link",
+        "dir\\xfe/in.png": "name is not UTF-8",
+        "pipe.png": "not a regular file",
+    }
+    good = set(pool.names) - {pool.names[i] for i in pool.skipped}
+    assert good == {"good.png", "link.png", "new\nline.png", "x" * 251 + ".png"}
+
+
+@posix
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may read everything")
+def test_file_without_permission_is_listed(tmp_path):
+    write(tmp_path / "pool" / "a.png", picture())
+    write(tmp_path / "pool" / "b.png", picture())
+    (tmp_path / "pool" / "b.png").chmod(0)
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
+    assert list(pool.skipped) == [1] and "denied" in pool.skipped[1]
+    (tmp_path / "pool" / "b.png").chmod(0o644)
+    assert not open_pools([tmp_path / "pool"], tmp_path, 16)[0].skipped
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the files decoded so far."""
+    seen, original = [], files_module.decode_file
+
+    def spy(path):
+        seen.append(os.path.basename(os.fsdecode(path)))
+        return original(path)
+
+    monkeypatch.setattr(files_module, "decode_file", spy)
+    return seen
+
+
+def test_cache_is_reused_until_a_file_changes(tmp_path, decoded):
+    folder = tmp_path / "pool"
+    for seed in range(3):
+        write(folder / f"{seed}.png", picture(seed))
+    first = open_pools([folder], tmp_path, 16)[0]
+    assert sorted(decoded) == ["0.png", "1.png", "2.png"]
+    decoded.clear()
+    again = open_pools([folder], tmp_path, 16)[0]
+    assert not decoded and (again.images == first.images).all()
+    assert again.inputs == first.inputs
+
+    open_pools([folder], tmp_path, 24)  # another size
+    assert len(decoded) == 3
+    write(folder / "3.png", picture(3))
+    decoded.clear()
+    grown = open_pools([folder], tmp_path, 16)[0]
+    assert len(decoded) == 4 and grown.inputs["digest"] != first.inputs["digest"]
+
+    path = folder / "1.png"  # edited in place, same length
+    size = path.stat().st_size
+    path.write_bytes(encode(picture(1))[:-1] + b"\0")
+    os.utime(path, ns=(1, 1))
+    assert path.stat().st_size == size
+    decoded.clear()
+    edited = open_pools([folder], tmp_path, 16)[0]
+    assert len(decoded) == 4 and edited.inputs["digest"] == grown.inputs["digest"]
+
+
+@pytest.mark.parametrize("harm", [lambda content: content[:-5], lambda content: content + b"x"])
+@pytest.mark.parametrize("file", ["images.npy", "meta.json", "hashes.npy"])
+def test_damaged_cache_is_built_again(tmp_path, decoded, file, harm):
+    write(tmp_path / "pool" / "a.png", picture())
+    first = open_pools([tmp_path / "pool"], tmp_path, 16)[0].images.copy()
+    [path] = (tmp_path / "cache").glob(f"*/{file}")
+    path.write_bytes(harm(path.read_bytes()))
+    decoded.clear()
+    assert (open_pools([tmp_path / "pool"], tmp_path, 16)[0].images == first).all()
+    assert decoded == ["a.png"]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "disk full"), KeyboardInterrupt(), SystemExit(143)]
+)
+def test_interrupted_cache_leaves_nothing(tmp_path, error):
+    def read(i):
+        if i == 700:
+            raise error
+        return picture(0)
+
+    with pytest.raises(type(error)):
+        open_cache(tmp_path, "half", {}, 1000, read, 8)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_full_disk_is_an_error_not_a_crash(tmp_path, monkeypatch):
+    real = open
+
+    def full(path, mode="r", **options):
+        return real(
+            "/dev/full" if str(path).endswith("images.npy") and "w" in mode else path,
+            mode,
+            **options,
+        )
+
+    monkeypatch.setattr(cache_module, "open", full, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        open_cache(tmp_path, "full", {}, 600, lambda i: picture(0), 32)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_building_one_cache_share_the_first(tmp_path, monkeypatch):
+    def build(arrange=None):
+        return open_cache(tmp_path, "race", {}, 2, picture, 8, arrange=arrange)
+
+    def meanwhile(hashes, skipped):  # the other process finishes first
+        with monkeypatch.context() as other:
+            other.setattr(cache_module.os, "getpid", lambda: -1)
+            build()
+        return np.arange(2)
+
+    assert (build(meanwhile).images == build().images).all()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_cache_rows_come_in_the_order_asked_for(tmp_path):
+    def read(i):
+        if i == 3:
+            raise Unreadable("broken")
+        return picture(i)
+
+    plain = open_cache(tmp_path, "plain", {}, 600, read, 8)
+    order = np.setdiff1d(np.arange(600), [3])[::-1]
+    turned = open_cache(tmp_path, "turned", {}, 600, read, 8, arrange=lambda *_: order)
+    assert turned.order.tolist() == order.tolist() and turned.skipped == plain.skipped == {
+        3: "broken"
+    }
+    assert (turned.images == plain.images[order]).all() and (
+        turned.hashes == plain.hashes[order]
+    ).all()
+    assert (plain.images[5] == fit_square(picture(5), 8)).all()
+
+
+def make_tar(path, folder, names):
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            tar.add(folder / name, name)
+
+
+def test_tar_shards_equal_the_folder(tmp_path):
+    folder = tmp_path / "pool"
+    names = [f"{c}/{i}.png" for c in "ab" for i in range(4)]
+    for seed, name in enumerate(names):
+        write(folder / name, picture(seed))
+    write(folder / "a" / "2.png", b"broken")
+    make_tar(tmp_path / "shard-1.tar", folder, names[5:])
+    make_tar(tmp_path / "shard-0.tar", folder, names[:5])
+    as_folder, as_tars = open_pools([folder, str(tmp_path / "shard-*.tar")], tmp_path, 16)
+    assert (as_folder.images == as_tars.images).all() and (as_folder.hashes == as_tars.hashes).all()
+    assert as_folder.skipped == as_tars.skipped == {2: "not an image, or truncated"}
+    assert as_tars.names[0] == "shard-0.tar/a/0.png" and as_tars.names[7] == "shard-1.tar/b/3.png"
+    assert as_tars.tags(7) == as_folder.tags(7) == "b"
+    [one] = open_pools([tmp_path / "shard-1.tar"], tmp_path, 16)
+    assert one.name == "shard-1" and len(one) == 3
+
+
+@posix
+def test_strange_members_of_a_tar(tmp_path):
+    write(tmp_path / "p" / "a.png", picture())
+    write(tmp_path / "p" / ".b.png", picture())
+    with tarfile.open(tmp_path / "s.tar", "w", errors="surrogateescape") as tar:
+        for name in ("./a.png", ".b.png", "c\udcff.png", "a.png", "notes.txt"):
+            tar.add(tmp_path / "p" / "a.png", name)
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.png"
+        tar.addfile(link)
+    [pool] = open_pools([tmp_path / "s.tar"], tmp_path, 16)
+    assert list(pool.names) == ["s.tar/a.png", "s.tar/c\\xff.png", "s.tar/a.png", "s.tar/link.png"]
+    assert pool.skipped == {
+        1: "name is not UTF-8",
+        2: "same name as an earlier member",
+        3: "not a regular file",
+    }
+
+
+def test_pool_names_are_unique(tmp_path):
+    for place in ("x/pool", "y/pool", "pool-2"):
+        write(tmp_path / place / "a.png", picture())
+    pools = open_pools(
+        [tmp_path / p for p in ("pool-2", "x/pool", "y/pool", "x/pool")], tmp_path, 8
+    )
+    assert [pool.name for pool in pools] == ["pool-2", "pool", "pool-3", "pool-4"]
+
+
+@pytest.mark.parametrize(
+    "spec, error",
+    [
+        (
+            "no/such/folder",
+            "'no/such/folder' is neither a folder nor one of heldout, cifar10, tiny-",
+        ),
+        ("cifar-10", "'cifar-10' is neither"),
+        ("", "'' is neither"),
+        ("shards-*.tar", "no tar shard matches 'shards-"),
+        ("heldout", "'heldout' is empty.*--labels-per-class"),
+        ("EMPTY", "no images in .*EMPTY"),
+        ("text.tar", "text.tar' cannot be read as an uncompressed tar"),
+    ],
+)
+def test_unusable_pools_are_named(tmp_path, monkeypatch, spec, error):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "EMPTY" / "notes.txt", b"x")
+    write(tmp_path / "text.tar", b"no archive" * 200)
+    with pytest.raises((ValueError, FileNotFoundError), match=error) as caught:
+        open_pools([spec], tmp_path, 16)
+    assert "\n" not in str(caught.value)
+
+
+def test_heldout_knows_the_truth_and_patches_need_no_files(tmp_path):
+    digits = load_labelled("digits", tmp_path, 16)
+    parts = split(digits.train_labels, 0, 10, 5)
+    heldout, patches = open_pools(["heldout", "patches"], tmp_path, 16, digits, parts)
+    assert len(heldout) == len(parts.heldout) and heldout.truth.dtype == np.int64
+    assert (heldout.truth == digits.train_labels[parts.heldout]).all()
+    assert (heldout.images == digits.train_images[parts.heldout]).all()
+    assert heldout.names[3] == digits.train_names[parts.heldout[3]]
+    assert 900 < len(patches) < 1100 and len(set(patches.names)) == len(patches)
+    [again] = open_pools(["patches"], tmp_path, 16)
+    assert (again.images == patches.images).all() and again.inputs == patches.inputs
+
+
+def test_stl10_is_read_upright(tmp_path, monkeypatch):
+    images = np.stack([picture(seed, 96, 96) for seed in range(3)])
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    stored = images.transpose(0, 3, 2, 1)  # colour planes, each column by column
+    sums = {}
+    for file in ("train_X.bin", "train_y.bin", "unlabeled_X.bin", "test_X.bin", "test_y.bin"):
+        (folder / file).write_bytes(stored.tobytes() if "X" in file else b"\1\2\3")
+        sums[file] = hashlib.md5((folder / file).read_bytes()).hexdigest()
+    for part in ("train_list", "test_list"):
+        patched = [[file, sums[file]] for file, _ in getattr(torchvision.datasets.STL10, part)]
+        monkeypatch.setattr(torchvision.datasets.STL10, part, patched)
+    [pool] = open_pools(["stl10"], tmp_path, 96)
+    assert (pool.images == images).all() and pool.name_of(2) == "stl10/2"
+
+
+def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    site.mkdir()
+    with zipfile.ZipFile(site / "tiny.zip", "w") as archive:
+        for seed, name in enumerate(["train/n01/images/n01_0.JPEG", "train/n02/images/n02_0.JPEG"]):
+            archive.writestr(f"tiny-imagenet-200/{name}", encode(picture(seed), ".jpg"))
+        archive.writestr("tiny-imagenet-200/test/images/test_0.JPEG", JPEG)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    monkeypatch.setattr(handler.func, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/tiny.zip"
+        monkeypatch.setattr(pools_module, "TINY_IMAGENET_URL", address)
+        with pytest.raises(ConnectionError, match=r"cannot download tiny-imagenet.*corrupted"):
+            open_pools(["tiny-imagenet"], tmp_path / "data", 32)  # not the official checksum
+        assert not list((tmp_path / "data").glob("tiny-imagenet-200*"))
+        checksum = hashlib.md5((site / "tiny.zip").read_bytes()).hexdigest()
+        monkeypatch.setattr(pools_module, "TINY_IMAGENET_MD5", checksum)
+        [pool] = open_pools(["tiny-imagenet"], tmp_path / "data", 32)
+        server.shutdown()
+    [again] = open_pools(["tiny-imagenet"], tmp_path / "data", 32)  # offline now
+    assert list(again.names) == ["n01/images/n01_0.JPEG", "n02/images/n02_0.JPEG"]
+    assert [again.tags(i) for i in range(2)] == ["n01", "n02"]
+    assert (again.images == pool.images).all()
+    assert not list((tmp_path / "data").glob("*.partial*"))
+
+
+def hashes_of(images):
+    return np.array([list(pixel_hash(image)) for image in images], np.uint8)
+
+
+def photographs(count, seed=0):
+    """Different images with structure at every scale, like photographs: (N, 32, 32, 3)."""
+    random, images = np.random.default_rng(seed), []
+    for _ in range(count):
+        layers = [
+            cv2.resize(random.normal(size=(s, s, 3)), (32, 32), interpolation=cv2.INTER_CUBIC)
+            * 32
+            / s
+            for s in (4, 8, 16, 32)
+        ]
+        images.append(np.clip(128 + 8 * sum(layers), 0, 255).astype(np.uint8))
+    return np.stack(images)
+
+
+CHANGES = {
+    "jpeg": lambda x: decode(encode(x, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 60)),
+    "brighter": lambda x: np.clip(x * 1.08 + 6, 0, 255).astype(np.uint8),
+    "shifted": lambda x: np.roll(x, 1, axis=1),
+    "rescaled": lambda x: cv2.resize(
+        cv2.resize(x, (48, 48)), (32, 32), interpolation=cv2.INTER_AREA
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_near_duplicates_are_found(change):
+    labelled, others = photographs(60), photographs(40, seed=1)
+    altered = np.stack([CHANGES[change](image) for image in labelled[:20]])
+    pool = np.concatenate([others, altered, labelled[20:22]])
+    found = find_duplicates(pool, hashes_of(pool), labelled, hashes_of(labelled))
+    assert sorted(found) == list(range(40, 62))
+    reasons = [found[i] for i in range(40, 62)]
+    assert reasons[:20] == ["near-duplicate of a labelled image"] * 20
+    assert reasons[20:] == ["duplicate of a labelled image"] * 2
+    few = find_duplicates(pool, hashes_of(pool), labelled, hashes_of(labelled), skip=[40, 61])
+    assert sorted(few) == list(range(41, 61))
+
+
+def test_images_without_contrast_are_compared_by_colour():
+    def flat(*colour):
+        return np.full((32, 32, 3), colour, np.uint8)
+
+    labelled = np.concatenate([photographs(20), [flat(200, 30, 30)]])
+    pool = np.stack([flat(201, 30, 30), flat(30, 200, 30), flat(0, 0, 0)])
+    found = find_duplicates(pool, hashes_of(pool), labelled, hashes_of(labelled))
+    assert found == {0: "near-duplicate of a labelled image"}
+
+
+def test_digits_are_alike_but_not_duplicates(tmp_path):
+    digits = load_labelled("digits", tmp_path, 32)
+    images, hashes = digits.test_images, digits.test_hashes
+    found = find_duplicates(digits.train_images, digits.train_hashes, images, hashes)
+    assert len(found) < 5
+    copies = np.stack([CHANGES["jpeg"](image) for image in images[:100]])
+    found = find_duplicates(copies, hashes_of(copies), images, hashes)
+    assert len(found) > 95
+
+
+def real_cifar(count):
+    """The first images of the real CIFAR-100 test set, or None: (count, 32, 32, 3)."""
+    root = Path(os.environ.get("BSSL_REAL", Path(__file__).parents[2] / "shared" / "data"))
+    packed, images = root / "cifar100-test.tar.xz", []
+    if packed.exists():
+        with tarfile.open(packed, "r|xz") as archive:
+            for member in archive:
+                if member.isreg() and len(images) < count:
+                    images.append(decode(archive.extractfile(member).read()))
+    elif (root / "cifar100" / "test").is_dir():
+        paths = sorted((root / "cifar100" / "test").glob("*/*"))[:count]
+        images = [decode(path.read_bytes()) for path in paths]
+    return np.stack(images) if len(images) == count else None
+
+
+def test_near_duplicates_among_real_images():
+    images = real_cifar(1000)
+    if images is None:
+        pytest.skip("no real CIFAR-100; set BSSL_REAL to a folder with cifar100/test/<class>/*")
+    labelled, others = images[::2], images[1::2]
+    known = hashes_of(labelled)
+    assert len(find_duplicates(others, hashes_of(others), labelled, known)) < 40
+    for name in ("jpeg", "brighter", "rescaled"):
+        copies = np.stack([CHANGES[name](image) for image in labelled])
+        assert len(find_duplicates(copies, hashes_of(copies), labelled, known)) >= 495, name
+
+
+def test_opencv_obeys_the_pixel_limit():
+    # In a new process: OpenCV reads the limit while it is imported, here perhaps by another test.
+    # 10000 x 10000 is above our limit and below OpenCV's own.
+    program = (
+        "import sys, data\n"
+        "try: data.decode(sys.stdin.buffer.read())\n"
+        "except data.Unreadable as reason: print(reason)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=png_claiming(10000, 10000),
+        capture_output=True,
+        cwd=Path(__file__).parents[1],
+        check=True,
+    )
+    assert done.stdout.decode().strip() == "more than 67108864 pixels"
+    assert not done.stderr

@@ -1,0 +1,346 @@
+"""An interrupted stage goes on with --resume and ends with the same bits; the folder's states."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import cli
+import engine
+import make_sample_data
+
+ROOT = Path(__file__).parents[1]
+STAGES = ("teacher", "samples", "student", "finetuned")
+TRAINED = ("teacher", "student", "finetuned")
+TIMES = ("seconds", "images_per_second")
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+def without_times(result):
+    return {name: x for name, x in result.items() if name not in TIMES}
+
+
+def result_of(stage):
+    return without_times(json.loads((stage / "result.json").read_text(encoding="utf-8")))
+
+
+def metrics_of(stage):
+    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [without_times(json.loads(line)) for line in lines]
+
+
+def assert_same_training(one, other):
+    first, second = (torch.load(x / "model.pt", weights_only=True) for x in (one, other))
+    weights, again = first.pop("state_dict"), second.pop("state_dict")
+    assert weights.keys() == again.keys()
+    assert [name for name in weights if not torch.equal(weights[name], again[name])] == []
+    assert first == second
+    assert metrics_of(one) == metrics_of(other)
+    assert result_of(one) == result_of(other)
+
+
+@pytest.fixture
+def every_step(monkeypatch):
+    """`fit` reports after every step: its clock runs two seconds a look."""
+    clock = count(0, 2)
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """stop_after(n): SIGTERM has come when a stage asks for the n-th time and later."""
+
+    def arm(looks):
+        asked = count(1)
+        answer = lambda: signal.SIGTERM if next(asked) >= looks else None  # noqa: E731
+        monkeypatch.setattr(cli, "interruption", answer)
+
+    return arm
+
+
+def finish_in_pieces(step, stop_after, stage, run, flags, looks):
+    """Stop at every `looks`-th look at the signal and resume, until it is done; -> the stops."""
+    for stops in range(60):
+        stop_after(looks)
+        code = step(stage, run, *flags, *(("--resume",) if stops else ()))
+        if code == 0:
+            return stops
+        assert code == 143
+        assert (run / stage / "resume.pt").exists()
+        assert not (run / stage / "result.json").exists()
+    raise AssertionError("it makes no progress from one stop to the next")
+
+
+# --- the same bits ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("looks", [2, 3, 5])
+@pytest.mark.parametrize("stage", TRAINED)
+def test_a_training_in_pieces_ends_with_the_same_bits(
+    folder_run, run_before, stage_flags, step, every_step, stop_after, stage, looks
+):
+    run = run_before(stage)
+    assert finish_in_pieces(step, stop_after, stage, run, stage_flags[stage], looks) >= 1
+    assert_same_training(run / stage, folder_run / stage)
+    assert not (run / stage / "resume.pt").exists()
+
+
+@pytest.fixture(scope="module")
+def whole_selection(folder_run, tmp_path_factory, step, stage_flags):
+    """Step 2 in chunks of 8 images, not interrupted."""
+    run = tmp_path_factory.mktemp("whole")
+    shutil.copytree(folder_run / "teacher", run / "teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(make_sample_data, "CHUNK", 8)
+        assert step("samples", run, *stage_flags["samples"]) == 0
+    return run / "samples"
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_a_selection_in_pieces_ends_with_the_same_bits(
+    whole_selection, run_before, stage_flags, step, stop_after, monkeypatch, looks
+):
+    monkeypatch.setattr(make_sample_data, "CHUNK", 8)
+    run = run_before("samples")
+    flags = stage_flags["samples"]
+    assert finish_in_pieces(step, stop_after, "samples", run, flags, looks) >= 1
+    samples = run / "samples"
+    for name in ("selection.csv", "skipped.csv"):
+        assert (samples / name).read_bytes() == (whole_selection / name).read_bytes()
+    with np.load(samples / "scores.npz") as one, np.load(whole_selection / "scores.npz") as other:
+        assert one.files == other.files
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one.files)
+    assert result_of(samples) == result_of(whole_selection)
+
+
+@pytest.mark.parametrize("strategy", ["unbalanced", "tags"])
+def test_a_baseline_selection_in_pieces_ends_with_the_same_rows(
+    run_before, step, stop_after, monkeypatch, folder_data, strategy
+):
+    monkeypatch.setattr(make_sample_data, "CHUNK", 8)
+    run = run_before("samples")
+    pool = folder_data / "train"
+    flags = ("--unlabeled", pool, "--k", "3", "--p", "2", "--strategy", strategy)
+    flags += ("--keep-duplicates",)
+    assert finish_in_pieces(step, stop_after, "samples", run, flags, 3) >= 1
+    pieces = (run / "samples" / "selection.csv").read_bytes()
+    monkeypatch.undo()
+    monkeypatch.setattr(make_sample_data, "CHUNK", 8)
+    assert step("samples", run, *flags, "--overwrite") == 0
+    assert (run / "samples" / "selection.csv").read_bytes() == pieces
+
+
+@pytest.mark.parametrize("looks", [1, 2, 3])
+def test_whenever_a_signal_comes_the_state_is_saved_before_the_stop(
+    tmp_path, stage_flags, step, every_step, stop_after, looks
+):
+    stop_after(looks)
+    assert step("teacher", tmp_path, *stage_flags["teacher"]) == 143
+    assert (tmp_path / "teacher" / "resume.pt").exists()
+
+
+def test_a_stage_that_died_before_its_first_save_can_be_resumed(
+    folder_run, run_copy, stage_flags, step
+):
+    for stage in ("teacher", "samples"):
+        for path in (run_copy / stage).iterdir():
+            if path.is_file() and path.name != "config.json":
+                path.unlink()
+        assert step(stage, run_copy, *stage_flags[stage], "--resume") == 0
+    assert_same_training(run_copy / "teacher", folder_run / "teacher")
+    first, second = (x / "samples" / "selection.csv" for x in (folder_run, run_copy))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_line_logged_after_the_last_save_is_not_logged_twice(
+    folder_run, run_before, stage_flags, step, every_step, stop_after
+):
+    """Killed between an epoch's line and its save: the epoch is trained and logged again."""
+    run = run_before("teacher")
+    stop_after(4)
+    assert step("teacher", run, *stage_flags["teacher"]) == 143
+    with open(run / "teacher" / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"epoch": 1}\n')
+    stop_after(10**9)
+    assert step("teacher", run, *stage_flags["teacher"], "--resume") == 0
+    assert_same_training(run / "teacher", folder_run / "teacher")
+
+
+# --- real signals -------------------------------------------------------------------------------
+
+SLOWLY = """
+import engine, runpy, sys, time
+predict = engine.predict
+def slow(*arguments, **options):
+    for chunk in predict(*arguments, **options):
+        print("predicting", flush=True)
+        time.sleep(0.3)
+        yield chunk
+engine.predict = slow
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def interrupt(signum, script, *flags):
+    """Run a script until it predicts, send it a signal; -> exit code, its stderr."""
+    command = [sys.executable, "-c", SLOWLY, ROOT / script, "--device", "cpu", *flags]
+    process = subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while process.stdout.readline() not in ("predicting\n", ""):
+            pass
+        process.send_signal(signum)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode, error
+
+
+@pytest.mark.slow
+def test_sigterm_saves_a_training_that_resume_finishes(folder_run, tmp_path, stage_flags, step):
+    run, flags = tmp_path / "run", (*stage_flags["teacher"], "--epochs", "12")
+    code, error = interrupt(signal.SIGTERM, "main.py", "--run-dir", run, *flags)
+    assert code == 143, error
+    assert error.count("\n") == 1 and "SIGTERM" in error
+    assert (run / "teacher" / "resume.pt").exists()
+    assert step("teacher", run, *flags, "--resume") == 0
+    assert step("teacher", tmp_path / "whole", *flags) == 0
+    assert_same_training(run / "teacher", tmp_path / "whole" / "teacher")
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_selection_that_resume_finishes(run_before, stage_flags, step, folder_run):
+    run, flags = run_before("samples"), stage_flags["samples"]
+    code, error = interrupt(signal.SIGINT, "make_sample_data.py", "--run-dir", run, *flags)
+    assert code == 130, error
+    assert error.count("\n") == 1 and "SIGINT" in error
+    assert (run / "samples" / "resume.pt").exists()
+    assert step("samples", run, *flags, "--resume") == 0
+    first, second = (x / "samples" / "selection.csv" for x in (folder_run, run))
+    assert first.read_bytes() == second.read_bytes()
+
+
+# --- the states of a stage folder ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_unfinished_stage_asks_for_resume_or_overwrite(run_copy, refused, stage_flags, stage):
+    (run_copy / stage / "result.json").unlink()
+    error = refused(stage, run_copy, *stage_flags[stage])
+    assert "--resume" in error and "--overwrite" in error and stage in error
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_finished_stage_is_not_made_again_unasked(run_copy, refused, stage_flags, stage):
+    error = refused(stage, run_copy, *stage_flags[stage])
+    assert "--resume" in error and "--overwrite" in error and stage in error
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resume_of_a_finished_stage_says_so_and_keeps_it(
+    run_copy, step, snapshot, stage_flags, stage, capsys
+):
+    before = snapshot(run_copy)
+    assert step(stage, run_copy, *stage_flags[stage], "--resume") == 0
+    assert "finished" in capsys.readouterr().out
+    assert snapshot(run_copy) == before
+
+
+def test_the_same_command_with_export_can_be_resumed_when_it_is_finished(
+    run_before, step, stage_flags, tmp_path
+):
+    run, flags = run_before("samples"), (*stage_flags["samples"], "--export", tmp_path / "out")
+    assert step("samples", run, *flags) == 0
+    assert step("samples", run, *flags, "--resume") == 0
+
+
+def test_resume_on_an_empty_folder_starts(folder_run, tmp_path, step, stage_flags):
+    assert step("teacher", tmp_path, *stage_flags["teacher"], "--resume") == 0
+    assert_same_training(tmp_path / "teacher", folder_run / "teacher")
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_overwrite_starts_anew(run_copy, step, stage_flags, finished):
+    teacher = run_copy / "teacher"
+    if not finished:
+        (teacher / "result.json").unlink()
+        (teacher / "resume.pt").write_bytes(b"of the old run")
+    old = {path.name for path in teacher.glob("events.out.tfevents.*")}
+    flags = (*stage_flags["teacher"], "--epochs", "1", "--seed", "1")
+    assert step("teacher", run_copy, *flags, "--overwrite") == 0
+    assert len(metrics_of(teacher)) == 1
+    assert result_of(teacher)["seed"] == 1
+    assert not old & {path.name for path in teacher.glob("events.out.tfevents.*")}
+    assert not (teacher / "resume.pt").exists()
+
+
+def test_an_overwrite_cut_short_leaves_nothing_that_looks_finished(
+    run_copy, step, stage_flags, monkeypatch
+):
+    unlink = Path.unlink
+
+    def last_breath(path, *arguments, **options):
+        unlink(path, *arguments, **options)
+        raise cli.Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(Path, "unlink", last_breath)
+    assert step("teacher", run_copy, *stage_flags["teacher"], "--overwrite") == 143
+    assert not (run_copy / "teacher" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "flags"),
+    [
+        ("teacher", ("--epochs", "3")),
+        ("teacher", ("--learning-rate", "0.5")),
+        ("teacher", ("--batch-size", "5")),
+        ("teacher", ("--seed", "1")),
+        ("teacher", ("--labels-per-class", "4")),
+        ("samples", ("--k", "6")),
+        ("samples", ("--p", "1")),
+        ("samples", ("--strategy", "random")),
+        ("samples", ("--keep-duplicates",)),
+        ("samples", ("--min-score", "0.5")),
+        ("student", ("--epochs", "3")),
+        ("student", ("--model", "resnet14")),
+        ("finetuned", ("--augment", "none")),
+    ],
+)
+def test_resume_with_a_changed_flag_is_refused(run_copy, refused, stage_flags, stage, flags):
+    (run_copy / stage / "result.json").unlink()
+    error = refused(stage, run_copy, *stage_flags[stage], *flags, "--resume")
+    setting = flags[0].removeprefix("--")
+    assert setting in error or setting.replace("-", "_") in error
+
+
+def test_resume_takes_the_settings_of_a_training_from_its_folder(
+    folder_run, run_before, stage_flags, step, stop_after
+):
+    run = run_before("student")
+    stop_after(1)
+    assert step("student", run, *stage_flags["student"]) == 143
+    stop_after(10**9)
+    assert step("student", run, "--resume") == 0
+    assert_same_training(run / "student", folder_run / "student")
+
+
+def test_resume_is_refused_when_the_parent_has_changed(run_copy, refused, stage_flags):
+    (run_copy / "student" / "result.json").unlink()
+    with open(run_copy / "samples" / "selection.csv", "a", encoding="utf-8") as file:
+        file.write("heldout/ant/0.png,0,0.1,6\n")
+    refused("student", run_copy, *stage_flags["student"], "--resume")
