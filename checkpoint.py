@@ -81,7 +81,7 @@ def save_model(path, checkpoint):
 def load_model(path, device="cpu"):
     """Read model.pt as a Checkpoint, its network on `device`; ValueError for anything else."""
     state = load(path, device)
-    if not isinstance(state, dict) or "arch" not in state or "state_dict" not in state:
+    if not isinstance(state, dict) or not {"format", "arch", "state_dict"} <= state.keys():
         raise ValueError(f"{path} is not a model.pt of this project; it may be plain weights")
     if state["format"] != FORMAT:
         raise ValueError(f"{path} has format {state['format']}; this version reads {FORMAT}")
@@ -110,7 +110,10 @@ def start_from(model, weights, source):
     weights: a state_dict, or model.pt's content; source: its name, for the error.
     Returns whether the head was replaced.  Raises ValueError for weights of another architecture.
     """
-    weights = weights.get("state_dict", weights)
+    if isinstance(weights, dict):
+        weights = weights.get("state_dict", weights)
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        raise ValueError(f"{source} holds no weights (tensors by name); name another file")
     own = model.state_dict()
     head = [name for name in ("fc.weight", "fc.bias") if name in weights]
     replaced = any(weights[name].shape != own[name].shape for name in head)

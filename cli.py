@@ -278,7 +278,10 @@ def chain(args, above=None):
 
 
 def run_dir(args):
-    return args.run_dir or Path("runs") / (args.preset or "cifar100")
+    folder = args.run_dir or Path("runs") / (args.preset or "cifar100")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--run-dir {folder} is not a folder; name another one")
+    return folder
 
 
 def data_dir(args, above=None):

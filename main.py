@@ -118,7 +118,7 @@ def starting_weights(name, mean_std):
     if name in HUB or not Path(name).exists():
         return hub_weights(name), name, (list(MEAN), list(STD))
     weights = checkpoint.load(name)
-    if "normalisation" in weights:
+    if isinstance(weights, dict) and "normalisation" in weights:
         mean_std = tuple(weights["normalisation"].values())
     return weights, name, mean_std
 

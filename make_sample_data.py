@@ -56,8 +56,6 @@ def parse(argv):
     for name in ("p", "k"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"argument --{name}: must be 1 or more, not {getattr(args, name)}")
-    if args.export:
-        selection.check_export(args.export)
     return args
 
 
@@ -90,6 +88,8 @@ def main(argv=None):
     action = runlog.claim(folder, args.resume, args.overwrite)
     if action == "nothing":
         return print(f"{folder} is finished already; --overwrite starts it anew")
+    if args.export:
+        selection.check_export(args.export)
     resume = action == "resume"
     job = prepare(args, folder, device, resume)
     with cli.running(), runlog.RunLog(folder, None if resume else job.config, 0) as log:
@@ -164,6 +164,7 @@ def prepare(args, folder, device, resume):
     )  # fmt: skip
     if unreadable > args.max_bad_fraction * total:
         folder.mkdir(parents=True, exist_ok=True)
+        runlog.clear(folder)  # --overwrite: the list would not be the old selection's
         write_skipped(job)
         raise cli.Failure(
             f"{unreadable} of {total} pool images cannot be read (see {folder / 'skipped.csv'}), "
@@ -178,7 +179,7 @@ def find_teacher(args, folder):
     if path.is_file() and not (path.parent / "config.json").exists():
         entry = {"stage": "teacher", "path": str(path.resolve())}
         return None, path, entry | {"sha256": checkpoint.fingerprint(path)}
-    stage = runlog.read_stage(path.parent if path.is_file() else path, "teacher")
+    stage = runlog.read_stage(path, "teacher")
     return stage.config, stage.product, stage.as_parent(folder)
 
 
@@ -259,16 +260,17 @@ def score_pool(job, device, resume):
             enough = rows[4] >= c["min_score"]
             table.add(*(column[enough] for column in rows))
         bar.update(len(logits))
-        if cli.interruption() or time.monotonic() - saved > SAVE_SECONDS:
+        stop = cli.interruption()  # once: a signal after this is the next chunk's
+        if stop or time.monotonic() - saved > SAVE_SECONDS:
             saved = time.monotonic()
             parts = {"position": position, "seconds": spent + saved - began}
             parts |= {"score": score, "label": label}
             parts |= {"ranked": ranked.state_dict(), "chosen": chosen.state_dict()}
             checkpoint.save(parts, path)
-        if cli.interruption():
+        if stop:
             bar.close()
             print(f"state saved in {job.folder}; go on with --resume", flush=True)
-            raise cli.Interrupted(cli.interruption())
+            raise cli.Interrupted(stop)
     bar.close()
     if whole:  # the same number of rows as the paper's rule keeps
         chosen.cut(len(ranked.rows()[0]))

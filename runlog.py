@@ -26,7 +26,7 @@ STAGES = {
     "student": ("model.pt", "python student_train.py"),
     "finetuned": ("model.pt", "python main.py --student-network True"),
 }
-_ARTEFACTS = ("config.json", "metrics.jsonl", "model.pt", "resume.pt", "result.json")
+_ARTEFACTS = ("result.json", "config.json", "metrics.jsonl", "model.pt", "resume.pt")
 _ARTEFACTS += ("scores.npz", "selection.csv", "skipped.csv", "projector_config.pbtxt")
 
 
@@ -80,12 +80,13 @@ def state_of(folder):
 
 
 def read_stage(folder, stage):
-    """The finished stage in `folder`, with every link of its ancestry checked.
+    """The finished stage in `folder` (or beside the product that `folder` names).
 
     Raises FileNotFoundError when it has not finished, ValueError when what it was made from has
     changed since.
     """
     folder = Path(folder)
+    folder = folder.parent if folder.is_file() else folder  # named by its product
     product, command = STAGES[stage]
     if state_of(folder) != "finished":
         what = "is not there" if not folder.exists() else "is not finished (no result.json)"
@@ -137,6 +138,8 @@ def claim(folder, resume, overwrite):
 
     Raises ValueError for work already there, naming --resume and --overwrite.
     """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite contradict each other; give one of them")
     state = state_of(folder)
     if state == "empty" or overwrite:
         return "start"
@@ -148,6 +151,15 @@ def claim(folder, resume, overwrite):
     )
 
 
+def clear(folder):
+    """Remove an earlier run of a stage: result.json first, so that a rest never looks finished."""
+    for path in [folder / name for name in _ARTEFACTS]:
+        path.unlink(missing_ok=True)
+    for path in folder.glob("events.out.tfevents.*"):
+        path.unlink()
+    shutil.rmtree(folder / "00000", ignore_errors=True)  # the embedding projector's
+
+
 class RunLog:
     """The files of a running stage.  A context manager: it closes TensorBoard's file."""
 
@@ -156,11 +168,7 @@ class RunLog:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         if config is not None:
-            for path in [folder / name for name in _ARTEFACTS]:
-                path.unlink(missing_ok=True)
-            for path in folder.glob("events.out.tfevents.*"):
-                path.unlink()
-            shutil.rmtree(folder / "00000", ignore_errors=True)  # the embedding projector's
+            clear(folder)
             write_json(folder / "config.json", config)
         self.config = config or read_json(folder / "config.json")
         self.metrics = folder / "metrics.jsonl"
@@ -191,7 +199,11 @@ class RunLog:
         plain = {
             k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in hparams.items()
         }
-        numbers = {f"final/{k}": v for k, v in result.items() if isinstance(v, (int, float))}
+        numbers = {
+            f"final/{k}": v
+            for k, v in result.items()
+            if k not in hparams and isinstance(v, (int, float))
+        }
         self.tensorboard.add_hparams(plain, numbers, run_name=".")
         self.tensorboard.flush()
         write_json(self.folder / "result.json", result)

@@ -45,8 +45,7 @@ def main(argv=None):
 def prepare(args, folder, device, resume):
     """Settle everything that the training needs, without touching `folder`."""
     saved = runlog.read_json(folder / "config.json") if resume else None
-    path = args.selection or folder.parent / "samples"
-    samples = runlog.read_stage(path.parent if path.is_file() else path, "samples")
+    samples = runlog.read_stage(args.selection or folder.parent / "samples", "samples")
     if saved:
         runlog.check_parent(folder, saved)
     settings = cli.chain(args, samples.config)

@@ -137,13 +137,14 @@ def _follow(job, log, ticks, normalise, state):
             metrics |= {"val_top1": top1, "val_top5": top5}
             log.epoch({**metrics, "seconds": now - since, "images_per_second": rate})
             since, images = time.monotonic(), progress.images
-        if progress.metrics or time.monotonic() - saved > SAVE_SECONDS or cli.interruption():
+        stop = cli.interruption()  # once: a signal after this is the next tick's
+        if progress.metrics or time.monotonic() - saved > SAVE_SECONDS or stop:
             save()
             saved = time.monotonic()
-        if cli.interruption():
+        if stop:
             bar.close()
             print(f"state saved in {job.folder}; go on with --resume", flush=True)
-            raise cli.Interrupted(cli.interruption())
+            raise cli.Interrupted(stop)
     bar.close()
     return progress.model, metrics, spent + time.monotonic() - began
 

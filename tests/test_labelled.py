@@ -181,6 +181,15 @@ def test_download_gives_up_when_nothing_answers(tmp_path, monkeypatch):
     assert worst <= 30
 
 
+def test_download_gives_up_when_the_name_server_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.setattr(download_module, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(6))
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"no answer within 0\.3 s"):
+        load_labelled("cifar10", tmp_path, 32)
+    assert time.monotonic() - began < 4
+
+
 def test_download_refused_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
     with pytest.raises(ConnectionError, match=r"cannot download cifar10 \(.*refused"):

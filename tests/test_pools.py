@@ -33,6 +33,7 @@ from data import (
     split,
 )
 from data import cache as cache_module
+from data import duplicates as duplicates_module
 from data import files as files_module
 from data import pools as pools_module
 from data.cache import open_cache
@@ -291,10 +292,14 @@ def test_two_processes_building_one_cache_share_the_first(tmp_path, monkeypatch)
         with monkeypatch.context() as other:
             other.setattr(cache_module.os, "getpid", lambda: -1)
             build()
+        [theirs] = tmp_path.glob("race-*/meta.json")
+        first.append(theirs.stat().st_mtime_ns)
         return np.arange(2)
 
+    first = []
     assert (build(meanwhile).images == build().images).all()
-    assert len(list(tmp_path.iterdir())) == 1
+    [folder] = tmp_path.iterdir()
+    assert (folder / "meta.json").stat().st_mtime_ns == first[0]  # perhaps mapped by them already
 
 
 def test_cache_rows_come_in_the_order_asked_for(tmp_path):
@@ -398,7 +403,7 @@ def test_heldout_knows_the_truth_and_patches_need_no_files(tmp_path):
     assert (heldout.truth == digits.train_labels[parts.heldout]).all()
     assert (heldout.images == digits.train_images[parts.heldout]).all()
     assert heldout.names[3] == digits.train_names[parts.heldout[3]]
-    assert 900 < len(patches) < 1100 and len(set(patches.names)) == len(patches)
+    assert len(patches) > 100 and len(set(patches.names)) == len(patches)
     [again] = open_pools(["patches"], tmp_path, 16)
     assert (again.images == patches.images).all() and again.inputs == patches.inputs
 
@@ -488,6 +493,32 @@ def test_near_duplicates_are_found(change):
     assert sorted(few) == list(range(41, 61))
 
 
+def test_comparison_matches_the_slow_reference():
+    ours, theirs = photographs(6), photographs(6, seed=2)
+    theirs[:3] = np.roll(ours[:3], (1, -1), axis=(1, 2))
+
+    def reference(one, other):
+        scores = []
+        for down in (-1, 0, 1):
+            for right in (-1, 0, 1):
+                total = 0
+                for view in (lambda x: x - x.mean((0, 1)), detail):
+                    a = view(one)[1 + down : 31 + down, 1 + right : 31 + right].ravel()
+                    b = view(other)[1:31, 1:31].ravel()
+                    total += a @ b / np.sqrt((a @ a) * (b @ b))
+                scores.append(total / 2)
+        return max(scores)
+
+    def detail(x):
+        return np.clip(x - cv2.blur(x, (5, 5)), -8, 8)
+
+    expected = [
+        reference(a.astype(float), b.astype(float)) for a, b in zip(ours, theirs, strict=True)
+    ]
+    assert np.allclose(duplicates_module._compare(ours, theirs), expected, atol=1e-5)
+    assert min(expected[:3]) > 0.95 > 0.5 > max(expected[3:])
+
+
 def test_images_without_contrast_are_compared_by_colour():
     def flat(*colour):
         return np.full((32, 32, 3), colour, np.uint8)
@@ -529,26 +560,30 @@ def test_near_duplicates_among_real_images():
         pytest.skip("no real CIFAR-100; set BSSL_REAL to a folder with cifar100/test/<class>/*")
     labelled, others = images[::2], images[1::2]
     known = hashes_of(labelled)
-    assert len(find_duplicates(others, hashes_of(others), labelled, known)) < 40
+    assert len(find_duplicates(others, hashes_of(others), labelled, known)) < 20
     for name in ("jpeg", "brighter", "rescaled"):
         copies = np.stack([CHANGES[name](image) for image in labelled])
         assert len(find_duplicates(copies, hashes_of(copies), labelled, known)) >= 495, name
 
 
-def test_opencv_obeys_the_pixel_limit():
+@pytest.mark.slow
+def test_opencv_obeys_the_pixel_limit_and_keeps_quiet():
     # In a new process: OpenCV reads the limit while it is imported, here perhaps by another test.
     # 10000 x 10000 is above our limit and below OpenCV's own.
     program = (
         "import sys, data\n"
-        "try: data.decode(sys.stdin.buffer.read())\n"
-        "except data.Unreadable as reason: print(reason)"
+        "for size in map(int, sys.argv[1:]):\n"
+        "    try: data.decode(sys.stdin.buffer.read(size))\n"
+        "    except data.Unreadable as reason: print(reason)"
     )
+    contents = png_claiming(10000, 10000), BROKEN["cut.png"][0]
     done = subprocess.run(
-        [sys.executable, "-c", program],
-        input=png_claiming(10000, 10000),
+        [sys.executable, "-c", program, *(str(len(content)) for content in contents)],
+        input=b"".join(contents),
         capture_output=True,
         cwd=Path(__file__).parents[1],
         check=True,
     )
-    assert done.stdout.decode().strip() == "more than 67108864 pixels"
-    assert not done.stderr
+    lines = done.stdout.decode().splitlines()
+    assert lines == ["more than 67108864 pixels", "not an image, or truncated"]
+    assert not done.stderr  # OpenCV keeps quiet: the reasons are ours to report
