@@ -35,6 +35,9 @@ def save(state, path):
     try:
         torch.save(state, partial)
         os.replace(partial, path)
+    except RuntimeError as error:  # how torch reports a full disk
+        partial.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error}") from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -115,6 +118,8 @@ def start_from(model, weights, source):
     if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
         raise ValueError(f"{source} holds no weights (tensors by name); name another file")
     own = model.state_dict()
+    # Files from before torch 0.4.1 lack these counters, and torch itself lets them.
+    weights = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")} | weights
     head = [name for name in ("fc.weight", "fc.bias") if name in weights]
     replaced = any(weights[name].shape != own[name].shape for name in head)
     if replaced:

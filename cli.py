@@ -7,17 +7,20 @@ finished work kept; 130 Ctrl-C and 143 SIGTERM, state saved.  An error is one li
 
 import argparse
 import dataclasses
+import errno
 import functools
 import os
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
-from data import LABELLED_SETS, POLICIES
+import runlog
+from data import LABELLED_SETS, POLICIES, load_labelled, split
 from engine import SCHEDULES
 from models import MODELS
 from presets import PRESETS, Training, override
@@ -59,16 +62,25 @@ def interruption():
     return _signals.pending
 
 
-class saving_on_interrupt:
+@contextmanager
+def saving_on_interrupt():
     """Inside this context a first signal is only noted: the code asks `interruption()` for it,
-    saves, and raises Interrupted.  A second one ends the program at once.
+    saves, and calls `stop`.  A second one ends the program at once.
     """
-
-    def __enter__(self):
-        _signals.deferred = True
-
-    def __exit__(self, *exception):
+    _signals.deferred = True
+    try:
+        yield
+    finally:
         _signals.deferred = False
+    if _signals.pending is not None:  # it came after the last question
+        raise Interrupted(_signals.pending)
+
+
+def stop(bar, folder, signum):
+    """End a stage whose state has just been saved."""
+    bar.close()
+    print(f"state saved in {folder}; go on with --resume", flush=True)
+    raise Interrupted(signum)
 
 
 def program(main):
@@ -86,7 +98,8 @@ def program(main):
         except (Failure, FloatingPointError) as error:
             _stop(1, error)
         except (ValueError, OSError) as error:
-            _stop(2, error)
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            _stop(1 if full else 2, error)
         except Interrupted as stop:
             _stop(128 + stop.signum, f"stopped by {signal.Signals(stop.signum).name}")
         finally:
@@ -104,15 +117,13 @@ def _stop(code, error):
     raise SystemExit(code)
 
 
-class running:
+@contextmanager
+def running():
     """From here on a stage runs: an error of the disk or of the data is a Failure (exit code 1)."""
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, (OSError, ValueError)):
-            raise Failure(str(error)) from error
+    try:
+        yield
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
+        raise Failure(str(error)) from error
 
 
 # --- flags --------------------------------------------------------------------------------------
@@ -289,6 +300,16 @@ def data_dir(args, above=None):
     return args.data_dir or Path(above["data_dir"] if above else "datasets")
 
 
+def begin(args, stage):
+    """-> device, stage folder, whether to resume; None, saying so, where nothing is to be done."""
+    device, folder = pick_device(args), run_dir(args) / stage
+    action = runlog.claim(folder, args.resume, args.overwrite)
+    if action == "nothing":
+        print(f"{folder} is finished already; --overwrite starts it anew")
+        return None
+    return device, folder, action == "resume"
+
+
 def pick_device(args):
     """The torch.device of --device; sets up determinism.  ValueError for one that is not there."""
     name = args.device
@@ -309,6 +330,13 @@ def pick_device(args):
     return torch.device(name)
 
 
+def labelled_data(settings, data_dir):
+    """The labelled set and its split: -> data.LabelledSet, data.Split."""
+    labelled = load_labelled(settings["dataset"], data_dir, settings["input_size"])
+    per_class = settings["labels_per_class"], settings["val_per_class"]
+    return labelled, split(labelled.train_labels, settings["seed"], *per_class)
+
+
 def check_data(labelled, classes, above):
     """ValueError when a data set is not the one that the stage before was made with."""
     if list(labelled.classes) != list(classes):
@@ -326,6 +354,7 @@ def check_data(labelled, classes, above):
 
 def check_same(saved, now):
     """ValueError when a stage to be resumed would go on with other settings or other data."""
+    saved, now = _without_places(saved), _without_places(now)
     for name in sorted(saved.keys() & now.keys() - {"versions", "threads", "data_dir"}):
         if saved[name] != now[name]:
             was, wish = saved[name], now[name]
@@ -339,6 +368,13 @@ def check_same(saved, now):
                 f"cannot resume: {name} was {was} and would now be {wish}; "
                 f"resume with the same flags and data, or start anew with --overwrite"
             )
+
+
+def _without_places(config):
+    """Data may move between two runs: their digests tell whether they are the same."""
+    if not isinstance(config, dict):
+        return config
+    return {name: _without_places(value) for name, value in config.items() if name != "path"}
 
 
 def command(script, args):

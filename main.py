@@ -8,8 +8,9 @@ Writes   RUN/{teacher,finetuned}: config.json, metrics.jsonl, model.pt, TensorBo
          last, result.json
 """
 
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -17,9 +18,10 @@ import checkpoint
 import cli
 import runlog
 import training
-from data import Images, load_labelled, split
+from data import Images
+from models import build_model
 from models.hub import HUB, MEAN, STD, hub_weights
-from presets import PRESETS
+from presets import PRESETS, override
 
 
 def parse(argv):
@@ -39,115 +41,98 @@ def parse(argv):
 @cli.program
 def main(argv=None):
     args = parse(argv)
-    device = cli.pick_device(args)
-    folder = cli.run_dir(args) / ("finetuned" if args.student_network else "teacher")
-    action = runlog.claim(folder, args.resume, args.overwrite)
-    if action == "nothing":
-        return print(f"{folder} is finished already; --overwrite starts it anew")
-
-    job = prepare(args, folder, device, resume=action == "resume")
-    if job.config["preset"] == "cifar100" and device.type == "cpu":
-        training.print_hours(job, device)
-    result = training.run(job, device, resume=action == "resume")
+    begun = cli.begin(args, "finetuned" if args.student_network else "teacher")
+    if begun is None:
+        return
+    device, folder, resume = begun
+    job = prepare(args, folder, device, resume)
+    result = training.run(job, device, resume)
     report(args, job, result)
 
 
 def prepare(args, folder, device, resume):
     """Settle everything that the training needs, without touching `folder`."""
-    stage = folder.name
     saved = runlog.read_json(folder / "config.json") if resume else None
     student = None
-    if stage == "finetuned":
+    if args.student_network:
         student = runlog.read_stage(args.student or folder.parent / "student", "student")
     if saved:
         runlog.check_parent(folder, saved)
     above = saved or (student and student.config)
     settings = cli.chain(args, above)
-    preset = PRESETS[settings["preset"]]
-    recipe = preset.finetune if student else preset.teacher
-    if student:
-        recipe = replace(recipe, model=student.config["training"]["model"])
-    recipe = cli.recipe(args, recipe, saved and saved["training"])
     data_dir = cli.data_dir(args, above)
-
-    labelled = load_labelled(settings["dataset"], data_dir, settings["input_size"])
-    parts = split(
-        labelled.train_labels,
-        settings["seed"],
-        settings["labels_per_class"],
-        settings["val_per_class"],
-    )
-    images, labels = Images.of(labelled.train_images), torch.from_numpy(labelled.train_labels)
-    rows, val = torch.from_numpy(parts.labelled), torch.from_numpy(parts.val)
-
-    weights, source = None, ""
-    if student:
-        weights, source = checkpoint.load(student.product), str(student.product)
-        if recipe.model != weights["arch"]["name"]:
-            raise ValueError(
-                f"--model {recipe.model} contradicts {source}, a {weights['arch']['name']}; "
-                f"leave the flag out"
-            )
-        mean_std = tuple(student.config["normalisation"].values())
-    else:
-        mean_std = training.normalisation(images, rows)
-    if args.weights:
-        weights, source, mean_std = starting_weights(args.weights, mean_std)
-        checkpoint.start_from(  # now, so that a misfit is found before anything is written
-            training.build_model(recipe.model, len(labelled.classes)), weights, source
+    start = starting_point(args, student)
+    preset = PRESETS[settings["preset"]]
+    recipe = override(preset.finetune if student else preset.teacher, model=start.model)
+    recipe = cli.recipe(args, recipe, saved and saved["training"])
+    if start.model not in (None, recipe.model):
+        raise ValueError(
+            f"--model {recipe.model} contradicts {start.source}, a {start.model}; "
+            f"leave the flag out"
         )
-    config = training.describe(
-        stage, settings, recipe, device, data_dir, {"labelled": labelled.inputs},
-        student and student.as_parent(folder), mean_std,
+
+    labelled, parts = cli.labelled_data(settings, data_dir)
+    if above:
+        cli.check_data(labelled, labelled.classes, above)
+    if start.weights is not None:  # tried now, so that a misfit is found before anything is written
+        model = build_model(recipe.model, len(labelled.classes))
+        checkpoint.start_from(model, start.weights, start.source)
+    images, labels = Images.of(labelled.train_images), torch.from_numpy(labelled.train_labels)
+    rows = torch.from_numpy(parts.labelled)
+    config = runlog.describe(
+        folder.name, settings, device, data_dir, labelled.inputs,
+        student and student.as_parent(folder),
+        start.mean_std or training.normalisation(images, rows),
+        training=asdict(recipe), weights=args.weights,
     )  # fmt: skip
-    config["weights"] = args.weights
     if args.weights and Path(args.weights).is_file():
         config["inputs"]["weights"] = {"sha256": checkpoint.fingerprint(args.weights)}
     if saved:
         cli.check_same(saved, config)
     return training.Job(
-        stage, folder, config, recipe, labelled.classes, images, rows, labels[rows],
-        (images.subset(val), labels[val]),
-        (Images.of(labelled.test_images), torch.from_numpy(labelled.test_labels)),
-        weights, source,
+        folder, config, recipe, labelled, parts, images, rows, labels[rows], start.weights,
+        start.source,
     )  # fmt: skip
 
 
-def starting_weights(name, mean_std):
-    """The state_dict behind --weights, its name, and the normalisation it was trained with."""
+class Start(NamedTuple):
+    """What a training starts from; all None for random weights."""
+
+    weights: dict | None = None  # a state_dict, or the content of a model.pt
+    source: str | None = None  # its name
+    model: str | None = None  # the network that it fits, where it says so
+    mean_std: tuple | None = None  # the normalisation it was trained with, where it says so
+
+
+def starting_point(args, student):
+    """Step 4 starts from the student, step 1 from --weights or from nothing."""
+    name = student.product if student else args.weights
+    if name is None:
+        return Start()
     if name in HUB or not Path(name).exists():
-        return hub_weights(name), name, (list(MEAN), list(STD))
+        return Start(hub_weights(name), name, HUB[name], (list(MEAN), list(STD)))
     weights = checkpoint.load(name)
-    if isinstance(weights, dict) and "normalisation" in weights:
-        mean_std = tuple(weights["normalisation"].values())
-    return weights, name, mean_std
+    if not isinstance(weights, dict) or "arch" not in weights:
+        return Start(weights, str(name))
+    normalisation = tuple(weights["normalisation"].values())
+    return Start(weights, str(name), weights["arch"]["name"], normalisation)
 
 
 def report(args, job, result):
-    rows = [
-        ("network", f"{result['model']}, {result['num_parameters']:,} parameters"),
-        ("trained on", f"{len(job.labels):,} labelled images, {job.recipe.epochs} epochs"),
-        ("validation", f"{result['val_top1']:.2f} % top-1 of {len(job.val[1]):,}"),
-        ("test", f"{result['test_top1']:.2f} % top-1, {result['test_top5']:.2f} % top-5"),
-        ("time", f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s"),
-        ("written to", job.folder),
-    ]
+    trained_on = f"{len(job.labels):,} labelled images, {job.recipe.epochs} epochs"
     if job.stage == "teacher":
-        rows.append(("next", cli.command("make_sample_data.py", args)))
-        cli.table("step 1: the teacher is trained", rows)
+        more = [("next", cli.command("make_sample_data.py", args))]
+        training.report("step 1: the teacher is trained", job, result, trained_on, more)
         return
-    rows.append(("next", f"tensorboard --logdir {job.folder.parent.parent}"))
-    cli.table("step 4: the student is fine-tuned", rows)
-    names = {
+    more = [("next", f"tensorboard --logdir {job.folder.parent.parent}")]
+    training.report("step 4: the student is fine-tuned", job, result, trained_on, more)
+    stages = {
         "teacher": "teacher",
         "student": "student, pre-trained",
         "finetuned": "student, fine-tuned",
     }
-    results = {
-        name: runlog.read_json(job.folder.parent / stage / "result.json")
-        for stage, name in names.items()
-        if (job.folder.parent / stage / "result.json").exists()
-    }
+    files = {name: job.folder.parent / stage / "result.json" for stage, name in stages.items()}
+    results = {name: runlog.read_json(file) for name, file in files.items() if file.exists()}
     cli.table(
         f"test top-1 of {job.config['dataset']}, seed {job.config['seed']}",
         [(name, f"{one['test_top1']:.2f} %") for name, one in results.items()],

@@ -20,14 +20,13 @@ import checkpoint
 import cli
 import figures
 import runlog
-from data import Images, Normalise, find_duplicates, load_labelled, open_pools, selection, split
-from engine import autocast_dtype, predict
+from data import JoinedPools, Normalise, open_pools, selection
+from engine import predict
 from presets import PRESETS
-from ranking import STRATEGIES, Ranking, candidates, top_classes
+from ranking import STRATEGIES, Selector
 
-CHUNK = (
-    512  # images scored at a time, however many processes score: a score depends on nothing else
-)
+# Images scored at a time, unless --batch-size says otherwise; the number of processes never does.
+CHUNK = 512
 SAVE_SECONDS = 60
 SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
 
@@ -66,37 +65,24 @@ class Job:
     folder: Path
     config: dict
     teacher: checkpoint.Checkpoint
-    pools: list
-    images: Images  # all pools, one after the other
-    skipped: dict[int, str]  # position -> reason, over all pools
-    tags: np.ndarray | None  # (N,) the class each folder is named after, -1 for none
-    truth: np.ndarray  # (N,) -1 where it is not known
-
-    def name_of(self, position):
-        for pool in self.pools:
-            if position < len(pool):
-                return pool.name_of(position)
-            position -= len(pool)
-        raise IndexError(position)
+    pool: JoinedPools
+    tags: np.ndarray | None  # int64 (N,): --strategy tags, see JoinedPools.tags
 
 
 @cli.program
 def main(argv=None):
     args = parse(argv)
-    device = cli.pick_device(args)
-    folder = cli.run_dir(args) / "samples"
-    action = runlog.claim(folder, args.resume, args.overwrite)
-    if action == "nothing":
-        return print(f"{folder} is finished already; --overwrite starts it anew")
+    begun = cli.begin(args, "samples")
+    if begun is None:
+        return
+    device, folder, resume = begun
     if args.export:
         selection.check_export(args.export)
-    resume = action == "resume"
     job = prepare(args, folder, device, resume)
     with cli.running(), runlog.RunLog(folder, None if resume else job.config, 0) as log:
         with cli.saving_on_interrupt():
-            table, score, label, seconds = score_pool(job, device, resume)
-        rows = table.rows()
-        result = write(args, job, log, rows, score, label, seconds)
+            selector, seconds = score_pool(job, device, resume)
+        result = write(args, job, log, selector, seconds)
     report(args, job, result)
 
 
@@ -121,54 +107,42 @@ def prepare(args, folder, device, resume):
         raise ValueError(f"--p {p} is above the number of classes, {len(teacher.classes)}")
     data_dir = cli.data_dir(args, teacher_config)
 
-    labelled = load_labelled(settings["dataset"], data_dir, settings["input_size"])
+    labelled, parts = cli.labelled_data(settings, data_dir)
     cli.check_data(labelled, teacher.classes, teacher_config)
-    parts = split(
-        labelled.train_labels,
-        settings["seed"],
-        settings["labels_per_class"],
-        settings["val_per_class"],
-    )
     specs = args.unlabeled or list(preset.unlabeled)
     pools = open_pools(specs, data_dir, settings["input_size"], labelled, parts)
-    skipped = find_skipped(args, pools, labelled, parts)
-    unreadable = sum(len(pool.skipped) for pool in pools)
-    total = sum(map(len, pools))
-    config = {
-        "stage": "samples",
-        **settings,
-        "data_dir": str(data_dir),
-        "normalisation": {"mean": teacher.mean, "std": teacher.std},
-        "unlabeled": specs,
-        "p": p,
-        "k": k,
-        "min_score": args.min_score,
-        "strategy": args.strategy,
-        "batch_size": args.batch_size or CHUNK,
-        "keep_duplicates": args.keep_duplicates,
-        "max_bad_fraction": args.max_bad_fraction,
-        "device": str(device),
-        "precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch."),
-        "versions": runlog.versions(),
-        "pools": {pool.name: {"spec": pool.spec, **pool.inputs} for pool in pools},
-        "inputs": {"labelled": labelled.inputs},
-        "parent": parent,
-    }
+    pool = JoinedPools(pools)
+    unreadable = len(pool.skipped)
+    if not args.keep_duplicates:
+        known = np.concatenate([parts.labelled, parts.val])
+        pool.leave_out_duplicates(
+            np.concatenate([labelled.train_images[known], labelled.test_images]),
+            np.concatenate([labelled.train_hashes[known], labelled.test_hashes]),
+        )
+    config = runlog.describe(
+        "samples", settings, device, data_dir, labelled.inputs, parent, (teacher.mean, teacher.std),
+        unlabeled=specs,
+        pools={pool.name: {"spec": pool.spec, **pool.inputs} for pool in pools},
+        p=p,
+        k=k,
+        min_score=args.min_score,
+        strategy=args.strategy,
+        batch_size=args.batch_size or CHUNK,
+        keep_duplicates=args.keep_duplicates,
+        max_bad_fraction=args.max_bad_fraction,
+    )  # fmt: skip
     if saved:
         cli.check_same(saved, config)
-    tags = folder_tags(pools, teacher.classes) if args.strategy == "tags" else None
-    truth = [np.full(len(pool), -1) if pool.truth is None else pool.truth for pool in pools]
-    job = Job(
-        folder, config, teacher, pools, Images.of(*(pool.images for pool in pools)), skipped, tags,
-        np.concatenate(truth),
-    )  # fmt: skip
-    if unreadable > args.max_bad_fraction * total:
+    tags = pool.tags(teacher.classes) if args.strategy == "tags" else None
+    job = Job(folder, config, teacher, pool, tags)
+    if unreadable > args.max_bad_fraction * len(pool):
         folder.mkdir(parents=True, exist_ok=True)
-        runlog.clear(folder)  # --overwrite: the list would not be the old selection's
+        if not saved:
+            runlog.clear(folder)  # --overwrite: the list would not be the old selection's
         write_skipped(job)
         raise cli.Failure(
-            f"{unreadable} of {total} pool images cannot be read (see {folder / 'skipped.csv'}), "
-            f"more than --max-bad-fraction {args.max_bad_fraction:g}"
+            f"{unreadable} of {len(pool)} pool images cannot be read "
+            f"(see {folder / 'skipped.csv'}), above --max-bad-fraction {args.max_bad_fraction:g}"
         )
     return job
 
@@ -183,128 +157,73 @@ def find_teacher(args, folder):
     return stage.config, stage.product, stage.as_parent(folder)
 
 
-def find_skipped(args, pools, labelled, parts):
-    """Unreadable images, and duplicates of labelled ones: position over all pools -> reason."""
-    skipped, first = {}, 0
-    known = np.concatenate([parts.labelled, parts.val])
-    images = np.concatenate([labelled.train_images[known], labelled.test_images])
-    hashes = np.concatenate([labelled.train_hashes[known], labelled.test_hashes])
-    for pool in pools:
-        found = dict(pool.skipped)
-        if not args.keep_duplicates:
-            found |= find_duplicates(pool.images, pool.hashes, images, hashes, skip=found)
-        skipped |= {first + position: reason for position, reason in found.items()}
-        first += len(pool)
-    return skipped
-
-
-def folder_tags(pools, classes):
-    """The class that each image's folder is named after, -1 for none: (N,) int64."""
-    plain = {name.lower().replace(" ", "_"): number for number, name in enumerate(classes)}
-    tags = [
-        plain.get(pool.tags(i).lower().replace(" ", "_"), -1) if pool.tags else -1
-        for pool in pools
-        for i in range(len(pool))
-    ]
-    if max(tags) < 0:
-        raise ValueError(
-            f"--strategy tags: no folder of the pool is named after a class such as {classes[0]!r}"
-        )
-    return np.array(tags)
-
-
 def score_pool(job, device, resume):
-    """Score every image and rank; -> the Ranking, score (N,P), label (N,P), seconds.
-
-    Rows of skipped images stay zero.
-    """
-    c, classes = job.config, len(job.teacher.classes)
-    size = len(job.images)
-    whole = c["strategy"] in ("unbalanced", "random")
-    ranked = Ranking(classes, c["k"], device)  # also tells the other strategies how many rows
-    chosen = ranked if c["strategy"] == "ranked" else None
-    chosen = chosen or Ranking(1 if whole else classes, c["k"] * (classes if whole else 1), device)
-    score, label = torch.zeros(size, c["p"]), torch.zeros(size, c["p"], dtype=torch.int32)
-    usable = torch.ones(size, dtype=torch.bool)
-    usable[list(job.skipped)] = False
-    position, spent, path = 0, 0.0, job.folder / "resume.pt"
+    """Score and rank every image, saving every SAVE_SECONDS; -> the full Selector, seconds."""
+    c, path = job.config, job.folder / "resume.pt"
+    settings = {name: c[name] for name in ("strategy", "p", "k", "seed", "min_score")}
+    selector = Selector(len(job.pool), len(job.teacher.classes), **settings, device=device)
+    selector.leave_out(job.pool.skipped, job.tags)
+    spent = 0.0
     if resume and path.exists():
         state = checkpoint.load(path)
-        position, spent = state["position"], state["seconds"]
-        score, label = state["score"], state["label"]
-        ranked.load_state_dict(state["ranked"])
-        chosen.load_state_dict(state["chosen"])
-
+        spent = state.pop("seconds")
+        selector.load_state_dict(state)
     began = saved = time.monotonic()
     bar = tqdm(
-        total=size, initial=position, unit="img", unit_scale=True, disable=None, desc="scoring"
-    )
-    prepare_batch = Normalise(job.teacher.mean, job.teacher.std, device)
+        total=len(job.pool), initial=selector.position, unit="img", unit_scale=True, disable=None,
+        desc="scoring",
+    )  # fmt: skip
+    normalise = Normalise(job.teacher.mean, job.teacher.std, device)
     for first, logits in predict(
-        job.teacher.model, job.images, prepare_batch, c["batch_size"], position
+        job.teacher.model, job.pool.images, normalise, c["batch_size"], selector.position
     ):
-        position = first + len(logits)
-        chunk_score, chunk_label = top_classes(logits, c["p"])
-        score[first:position], label[first:position] = chunk_score.cpu(), chunk_label.cpu()
-        tags = None if job.tags is None else torch.from_numpy(job.tags[first:position]).to(device)
-        here = usable[first:position].to(device)
-        for strategy, table in {"ranked": ranked, c["strategy"]: chosen}.items():
-            rows = candidates(
-                strategy,
-                logits[here],
-                c["p"],
-                torch.arange(first, position, device=device)[here],
-                c["seed"],
-                tags if tags is None else tags[here],
-            )
-            enough = rows[4] >= c["min_score"]
-            table.add(*(column[enough] for column in rows))
+        selector.add(first, logits)
         bar.update(len(logits))
         stop = cli.interruption()  # once: a signal after this is the next chunk's
-        if stop or time.monotonic() - saved > SAVE_SECONDS:
+        last = selector.position == len(job.pool)
+        if stop or last or time.monotonic() - saved > SAVE_SECONDS:
+            seconds = spent + time.monotonic() - began
+            checkpoint.save({**selector.state_dict(), "seconds": seconds}, path)
             saved = time.monotonic()
-            parts = {"position": position, "seconds": spent + saved - began}
-            parts |= {"score": score, "label": label}
-            parts |= {"ranked": ranked.state_dict(), "chosen": chosen.state_dict()}
-            checkpoint.save(parts, path)
         if stop:
-            bar.close()
-            print(f"state saved in {job.folder}; go on with --resume", flush=True)
-            raise cli.Interrupted(stop)
+            cli.stop(bar, job.folder, stop)
     bar.close()
-    if whole:  # the same number of rows as the paper's rule keeps
-        chosen.cut(len(ranked.rows()[0]))
-    return chosen, score.numpy(), label.numpy(), spent + time.monotonic() - began
+    return selector, spent + time.monotonic() - began
 
 
-def write(args, job, log, rows, score, label, seconds):
-    """The artefacts of the selection, result.json last; returns its content."""
-    position, kept_label, kept_score, rank = (column.numpy() for column in rows)
-    classes, c = job.teacher.classes, job.config
-    names = [job.name_of(i) for i in position]
-    selection.write_selection(job.folder / "selection.csv", names, kept_label, kept_score, rank)
+def write(args, job, log, selector, seconds):
+    """The artefacts of the selection, result.json last; return its content."""
+    position, label, score, rank = rows = [column.numpy() for column in selector.rows()]
+    classes, c, pool = job.teacher.classes, job.config, job.pool
+    if not len(position):
+        raise cli.Failure(
+            "no image of the pool entered the selection; lower --min-score or choose another "
+            "--unlabeled"
+        )
+    names = list(map(pool.name_of, position))
+    selection.write_selection(job.folder / "selection.csv", names, label, score, rank)
     write_skipped(job)
-    scored = np.ones(len(job.images), bool)
-    scored[list(job.skipped)] = False
-    if args.save_scores or len(job.images) <= SCORES_UP_TO:
+    usable = selector.usable.numpy()
+    if args.save_scores or len(pool) <= SCORES_UP_TO:
         selection.write_scores(
             job.folder / "scores.npz",
-            [job.name_of(i) for i in np.flatnonzero(scored)],
-            score[scored],
-            label[scored],
+            list(map(pool.name_of, np.flatnonzero(usable))),
+            selector.score.numpy()[usable],
+            selector.label.numpy()[usable],
         )
     if args.export:
-        export(args.export, job, position, kept_label, rank)
-    counts = np.bincount(kept_label, minlength=len(classes))
+        pictures = ((pool.file_of(i), pool.images[torch.tensor([i])][0].numpy()) for i in position)
+        selection.export(args.export, classes, pictures, label, rank)
+    counts = np.bincount(label, minlength=len(classes))
     result = {
         "stage": "samples",
         "dataset": c["dataset"],
         "model": job.teacher.name,
         "seed": c["seed"],
         "num_parameters": sum(p.numel() for p in job.teacher.model.parameters()),
-        "pool_size": len(job.images),
-        "scored": int(scored.sum()),
-        "skipped": len(job.skipped),
+        "pool_size": len(pool),
+        "scored": int(usable.sum()),
+        "skipped": len(pool.skipped),
         "selected": len(position),
         "unique_images": len(np.unique(position)),
         "p": c["p"],
@@ -312,74 +231,54 @@ def write(args, job, log, rows, score, label, seconds):
         "classes_below_k": int((counts < c["k"]).sum()),
         "per_class_counts": counts.tolist(),
     }
-    truth = job.truth[position]
-    known = truth >= 0
+    known = pool.truth[position] >= 0
     if known.any():
-        correct = truth[known] == kept_label[known]
-        result["pseudo_label_accuracy"] = round(100 * correct.mean().item(), 4)
+        right = pool.truth[position][known] == label[known]
+        result["pseudo_label_accuracy"] = round(100 * right.mean().item(), 4)
     result |= {
         "seconds": round(seconds, 2),
-        "images_per_second": round(len(job.images) / seconds, 2),
+        "images_per_second": round(len(pool) / seconds, 2),
     }
-    show(job, log, rows, score[scored], counts)
+    show(job, log, rows, selector.score.numpy()[usable, 0], counts)
     numbers = ("preset", "dataset", "seed", "p", "k", "min_score", "strategy")
     log.finish(result, {name: c[name] for name in numbers})
     return result
 
 
-def show(job, log, rows, score, counts):
+def show(job, log, rows, best_score, counts):
     """TensorBoard: the best images of every class, score histograms, counts, accuracy by rank."""
-    position, label, kept_score, rank = (column.numpy() for column in rows)
-    classes, board = job.teacher.classes, log.tensorboard
-    truth = job.truth[position]
-    pictures, scores, correct = [], [], []
-    for number in range(len(classes)):
-        best = np.flatnonzero(label == number)[:8]
-        pictures.append(job.images[torch.from_numpy(position[best])].numpy())
-        scores.append(kept_score[best])
-        correct.append(truth[best] == number)
+    position, label, score, rank = rows
+    classes, board, k = job.teacher.classes, log.tensorboard, job.config["k"]
+    truth = job.pool.truth[position]
     known = truth >= 0
+    first = [np.flatnonzero(label == number)[:8] for number in range(len(classes))]
     grids = figures.selection_grid(
-        pictures, scores, classes, correct=correct if known.all() else None
+        [job.pool.images[torch.from_numpy(position[best])].numpy() for best in first],
+        [score[best] for best in first],
+        classes,
+        correct=[truth[best] == label[best] for best in first] if known.all() else None,
     )
     for number, figure in enumerate(grids):
         board.add_figure("selection/best images of each class", figure, number)
-    board.add_histogram("selection/score of the best class, all images", score[:, 0])
-    board.add_histogram("selection/score, kept", kept_score)
-    board.add_figure("selection/scores", figures.score_histogram(score[:, 0], kept_score))
-    k = job.config["k"]
+    board.add_histogram("selection/score of the best class, all images", best_score)
+    board.add_histogram("selection/score, kept", score)
+    board.add_figure("selection/scores", figures.score_histogram(best_score, score))
     board.add_figure("selection/images per class", figures.per_class_counts(counts, classes, k))
     if known.any():
         right = truth[known] == label[known]
-        board.add_figure(
-            "selection/accuracy by rank", figures.accuracy_by_rank(rank[known], right, k)
-        )
+        figure = figures.accuracy_by_rank(rank[known], right, max(k, rank.max()))
+        board.add_figure("selection/accuracy by rank", figure)
 
 
 def write_skipped(job):
-    pairs = ((job.name_of(i), reason) for i, reason in sorted(job.skipped.items()))
+    pairs = ((job.pool.name_of(i), reason) for i, reason in sorted(job.pool.skipped.items()))
     selection.write_skipped(job.folder / "skipped.csv", pairs)
-
-
-def export(folder, job, position, label, rank):
-    """The selection as class folders: files as they are, images of other pools as PNG."""
-
-    def picture(i):
-        image = job.images[torch.tensor([i])].numpy()[0]
-        for pool in job.pools:
-            if i < len(pool):
-                is_file = pool.inputs["kind"] == "folder"
-                return (Path(pool.inputs["path"]) / pool.names[i] if is_file else None), image
-            i -= len(pool)
-        raise IndexError(i)
-
-    selection.export(folder, job.teacher.classes, map(picture, position), label, rank)
 
 
 def report(args, job, result):
     counts = np.array(result["per_class_counts"])
     rows = [
-        ("pool", ", ".join(f"{pool.name} {len(pool):,}" for pool in job.pools)),
+        ("pool", ", ".join(f"{pool.name} {len(pool):,}" for pool in job.pool.pools)),
         ("scored", f"{result['scored']:,} images; {result['skipped']:,} left out (skipped.csv)"),
         ("selected", f"{result['selected']:,} rows, {result['unique_images']:,} different images"),
         ("per class", f"{counts.min()} to {counts.max()} of K={result['k']}"),

@@ -64,7 +64,7 @@ def candidates(strategy, logits, p, position, seed=0, tags=None):
 
     ranked           the paper: each image stands for its P best classes, by its scores
     unbalanced       the best class of each image, by its score, in one group for all classes
-                     (paper, table 5: unbalanced-ranked)
+                     (for the paper's Zipf-sized classes; table 5: unbalanced-ranked)
     random-in-class  the best class of each image, in random order
     random           the same in one group for all classes
     tags             the folder's class, in random order (paper, table 5: balanced with tags)
@@ -155,3 +155,60 @@ class Ranking:
     def load_state_dict(self, state):
         for name, column in state.items():
             setattr(self, name, column.to(self.key.device))
+
+
+class Selector:
+    """Step 2 but for the teacher: logits of the pool, chunk by chunk -> the selection.
+
+    Its state_dict is all that a walk over the pool needs to go on after a stop.
+    """
+
+    def __init__(self, size, classes, strategy, p, k, seed=0, min_score=0.0, device="cpu"):
+        """`size`: entries in the pool; `min_score`: no candidate has less; see `candidates`."""
+        self.strategy, self.p, self.seed, self.min_score = strategy, p, seed, min_score
+        self.position = 0  # the first entry not yet seen
+        self.score = torch.zeros(size, p)  # (N,P) falling; rows left out count for nothing
+        self.label = torch.zeros(size, p, dtype=torch.int32)
+        self.usable = torch.ones(size, dtype=torch.bool)
+        self.tags = None
+        # The paper's ranking is kept whatever the strategy: it tells how many rows to select.
+        self.tables = {"ranked": Ranking(classes, k, device)}
+        self.whole = strategy in ("unbalanced", "random")  # one ranking for all classes
+        if strategy != "ranked":
+            groups, places = (1, classes * k) if self.whole else (classes, k)
+            self.tables[strategy] = Ranking(groups, places, device)
+
+    def leave_out(self, positions, tags=None):
+        """Let no entry at `positions` in; `tags`: int64 (N,), for the strategy tags."""
+        self.usable[list(positions)] = False
+        self.tags = None if tags is None else torch.as_tensor(tags)
+
+    def add(self, first, logits):
+        """Take in the logits (B,C) of the entries from position `first` on."""
+        chunk, device = slice(first, first + len(logits)), logits.device
+        score, label = top_classes(logits, self.p)
+        self.score[chunk], self.label[chunk] = score.cpu(), label.cpu()
+        here = self.usable[chunk].to(device)
+        tags = None if self.tags is None else self.tags[chunk].to(device)[here]
+        position = torch.arange(chunk.start, chunk.stop, device=device)[here]
+        for strategy, table in self.tables.items():
+            rows = candidates(strategy, logits[here], self.p, position, self.seed, tags)
+            enough = rows[-1] >= self.min_score
+            table.add(*(column[enough] for column in rows))
+        self.position = chunk.stop
+
+    def rows(self):
+        """The selection, see `Ranking.rows`."""
+        table = self.tables[self.strategy]
+        if self.whole:  # as many rows as the paper's rule selects
+            table.cut(len(self.tables["ranked"].rows()[0]))
+        return table.rows()
+
+    def state_dict(self):
+        state = {name: getattr(self, name) for name in ("position", "score", "label")}
+        return state | {"tables": {name: table.state_dict() for name, table in self.tables.items()}}
+
+    def load_state_dict(self, state):
+        self.position, self.score, self.label = state["position"], state["score"], state["label"]
+        for name, table in state["tables"].items():
+            self.tables[name].load_state_dict(table)

@@ -18,6 +18,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from checkpoint import fingerprint
+from engine import autocast_dtype
 
 # stage -> the file that the next stage is made from, and how to run the stage
 STAGES = {
@@ -49,9 +50,13 @@ class Stage:
 
     def as_parent(self, child):
         """What the stage in the folder `child` records of this one."""
+        try:
+            path = Path(os.path.relpath(self.product, child))
+        except ValueError:  # another drive
+            path = self.product.resolve()
         return {
             "stage": self.name,
-            "path": Path(os.path.relpath(self.product, child)).as_posix(),
+            "path": path.as_posix(),
             "sha256": fingerprint(self.product),
         }
 
@@ -131,6 +136,28 @@ def versions():
         except PackageNotFoundError:
             found.setdefault(package.removesuffix("-headless"), None)
     return found
+
+
+def describe(stage, settings, device, data_dir, inputs, parent, mean_std, **own):
+    """The content of config.json.
+
+    settings: cli.INHERITED; inputs: those of the labelled set; parent: from Stage.as_parent;
+    mean_std: the normalisation; own: the settings that only this stage has.
+    """
+    return {
+        "stage": stage,
+        **settings,
+        **own,
+        "data_dir": str(data_dir),
+        "normalisation": {"mean": mean_std[0], "std": mean_std[1]},
+        "device": str(device),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "inputs": {"labelled": inputs},
+        "parent": parent,
+    }
 
 
 def claim(folder, resume, overwrite):

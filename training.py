@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,8 +12,8 @@ import checkpoint
 import cli
 import figures
 import runlog
-from data import Augment, Images, Normalise
-from engine import accuracy, autocast_dtype, fit, predict
+from data import Augment, Images, LabelledSet, Normalise, Split
+from engine import accuracy, fit, predict
 from models import build_model
 from presets import Training
 
@@ -26,18 +26,36 @@ _STAGES = list(runlog.STAGES)
 class Job:
     """A training stage with everything settled, before its folder is touched."""
 
-    stage: str
-    folder: Path
-    config: dict  # config.json, see `describe`
+    folder: Path  # named after the stage
+    config: dict  # config.json, see runlog.describe
     recipe: Training
-    classes: tuple[str, ...]
+    labelled: LabelledSet  # for its classes, validation and test images
+    parts: Split
     images: Images  # and rows, labels: the training examples, see engine.fit
     rows: torch.Tensor
     labels: torch.Tensor
-    val: tuple[Images, torch.Tensor]  # images, labels
-    test: tuple[Images, torch.Tensor]
     weights: dict | None = None  # a state_dict to start from
-    weights_source: str = ""
+    weights_source: str = ""  # where it came from, for an error
+
+    @property
+    def stage(self):
+        return self.config["stage"]
+
+    @property
+    def classes(self):
+        return self.labelled.classes
+
+    @property
+    def val(self):
+        """Images, labels (N,)."""
+        images = Images.of(self.labelled.train_images).subset(torch.from_numpy(self.parts.val))
+        return images, torch.from_numpy(self.labelled.train_labels[self.parts.val])
+
+    @property
+    def test(self):
+        """Images, labels (N,)."""
+        labels = torch.from_numpy(self.labelled.test_labels)
+        return Images.of(self.labelled.test_images), labels
 
 
 def normalisation(images, rows):
@@ -47,7 +65,7 @@ def normalisation(images, rows):
     """
     total, square = torch.zeros(2, 3, dtype=torch.float64)
     count = 0
-    for index in rows.split(4096):
+    for index in rows.split(max(1, 2**22 // images.shape[1] ** 2)):  # 100 MB of float64
         batch = images[index].double().flatten(0, 2) / 255
         total, square, count = total + batch.sum(0), square + (batch**2).sum(0), count + len(batch)
     mean = total / count
@@ -55,25 +73,10 @@ def normalisation(images, rows):
     return [round(x, 4) for x in mean.tolist()], [round(x, 4) for x in std.tolist()]
 
 
-def describe(stage, settings, recipe, device, data_dir, inputs, parent, mean_std):
-    """The content of config.json."""
-    return {
-        "stage": stage,
-        **settings,
-        "data_dir": str(data_dir),
-        "normalisation": {"mean": mean_std[0], "std": mean_std[1]},
-        "training": asdict(recipe),
-        "device": str(device),
-        "precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "versions": runlog.versions(),
-        "inputs": inputs,
-        "parent": parent,
-    }
-
-
 def run(job, device, resume):
     """Train, log, save, test; return result.json's content.  Writes to the folder."""
+    if job.config["preset"] == "cifar100" and device.type == "cpu":
+        _print_hours(job, device)
     path = job.folder / "resume.pt"
     state = checkpoint.load(path) if resume and path.exists() else None
     seed = 1000 * job.config["seed"] + _STAGES.index(job.stage)  # no two stages draw alike
@@ -142,9 +145,7 @@ def _follow(job, log, ticks, normalise, state):
             save()
             saved = time.monotonic()
         if stop:
-            bar.close()
-            print(f"state saved in {job.folder}; go on with --resume", flush=True)
-            raise cli.Interrupted(stop)
+            cli.stop(bar, job.folder, stop)
     bar.close()
     return progress.model, metrics, spent + time.monotonic() - began
 
@@ -196,6 +197,19 @@ def _publish(job, log, model, result):
     log.finish(result, hparams)
 
 
+def report(title, job, result, trained_on, more):
+    """Print what a training stage did; `more`: further rows for the table."""
+    rows = [
+        ("network", f"{result['model']}, {result['num_parameters']:,} parameters"),
+        ("trained on", f"{trained_on}, {result['images_processed']:,} in all"),
+        ("validation", f"{result['val_top1']:.2f} % top-1 of {len(job.parts.val):,}"),
+        ("test", f"{result['test_top1']:.2f} % top-1, {result['test_top5']:.2f} % top-5"),
+        ("time", f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s"),
+        ("written to", job.folder),
+    ]
+    cli.table(title, rows + more)
+
+
 # --- TensorBoard --------------------------------------------------------------------------------
 
 
@@ -234,7 +248,7 @@ def _show_test(job, log, logits, labels, features):
 # --- on a CPU -----------------------------------------------------------------------------------
 
 
-def print_hours(job, device):
+def _print_hours(job, device):
     """Say how long this training will take here, from three steps on a few images."""
     model = build_model(job.recipe.model, len(job.classes)).to(
         device, memory_format=torch.channels_last

@@ -7,6 +7,7 @@ download    downloads that give up in time
 labelled    cifar100, cifar10, digits, folders, each in its canonical order
 splits      labelled, validation and held-out images
 pools       heldout, cifar10, tiny-imagenet, stl10, patches, folders, tar shards
+joined      several pools as one
 duplicates  pool images that equal, or nearly equal, a labelled one
 images      many images as uint8, wherever they lie, batch by batch
 augment     whole batches augmented and normalised on their device
@@ -27,6 +28,7 @@ from .augment import POLICIES, Augment, Normalise
 from .decode import IMAGE_SUFFIXES, Unreadable, decode, decode_file, fit_square, pixel_hash
 from .duplicates import find_duplicates
 from .images import Images
+from .joined import JoinedPools
 from .labelled import LABELLED_SETS, LabelledSet, load_labelled
 from .pools import Pool, open_pools
 from .splits import Split, split
@@ -37,6 +39,7 @@ __all__ = [
     "POLICIES",
     "Augment",
     "Images",
+    "JoinedPools",
     "LabelledSet",
     "Normalise",
     "Pool",

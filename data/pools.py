@@ -95,12 +95,8 @@ def _open_heldout(labelled, split):
         hashes=labelled.train_hashes[rows],
         names=Names(labelled.train_names[rows]),
         truth=labelled.train_labels[rows],
-        inputs={"kind": "heldout", **_without_kind(labelled.inputs), "entries": len(rows)},
+        inputs={**labelled.inputs, "kind": "heldout", "entries": len(rows)},
     )
-
-
-def _without_kind(inputs):
-    return {key: value for key, value in inputs.items() if key != "kind"}
 
 
 def _open_cifar10(data_dir, size):
@@ -111,7 +107,7 @@ def _open_cifar10(data_dir, size):
         images=cifar.train_images,
         hashes=cifar.train_hashes,
         names=Names(cifar.train_names),
-        inputs={**cifar.inputs, "entries": len(cifar.train_images)},
+        inputs={**cifar.inputs, "kind": "cifar10", "entries": len(cifar.train_images)},
     )
 
 

@@ -5,6 +5,9 @@ facebookresearch/semi-supervised-ImageNet1K-models, licence CC-BY-NC 4.0; the `_
 torchvision's.  All expect inputs normalised with ImageNet's mean and standard deviation.
 """
 
+import http.client
+import socket
+
 import torch
 import torchvision
 
@@ -41,12 +44,16 @@ def hub_weights(name):
         url = URL + _FILES[name]
     else:
         url = torchvision.models.get_model_weights(HUB[name]).DEFAULT.url
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)  # seconds; torch.hub sets none
     try:
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", check_hash=True, weights_only=True
         )
-    except OSError as error:
+    except (OSError, RuntimeError, http.client.HTTPException) as error:  # RuntimeError: wrong hash
         raise ConnectionError(
             f"cannot download the weights {name} from {url} ({error}); "
             f"put the file into {torch.hub.get_dir()}/checkpoints or start without --weights"
         ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)

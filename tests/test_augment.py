@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data.augment import POLICIES, Augment, Normalise, shift_and_flip, upsample_preview
+from data.augment import POLICIES, Augment, Normalise, shift_and_flip
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -203,8 +203,3 @@ def test_mixed_targets_say_how_much_of_each_image_is_there():
 def test_an_unknown_policy_lists_the_choices():
     with pytest.raises(ValueError, match="unknown augmentation 'flop'; choose from none, crop"):
         Augment(Normalise(MEAN, STD), "flop", 5)
-
-
-def test_a_preview_is_the_mean_of_what_it_covers():
-    images = torch.tensor([0, 100, 50, 50], dtype=torch.uint8).view(1, 2, 2, 1).expand(1, 2, 2, 3)
-    assert upsample_preview(images, 1).flatten().tolist() == [50, 50, 50]

@@ -378,7 +378,7 @@ def test_a_step_of_a_schedule_starts_exactly_where_its_share_begins():
 
 
 def test_an_unknown_schedule_lists_the_choices():
-    with pytest.raises(ValueError, match="'linear'; choose cosine, halving or steps"):
+    with pytest.raises(ValueError, match="'linear'; choose from cosine, halving, steps"):
         rates(5, schedule="linear")
 
 

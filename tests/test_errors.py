@@ -384,6 +384,11 @@ def test_a_loss_that_is_not_finite_stops_the_training_with_a_way_out(
     assert not (tmp_path / "teacher" / "model.pt").exists()
 
 
+def test_a_selection_without_images_says_so(run_before, step, capsys):
+    error = failed(step, capsys, "samples", run_before("samples"), "--min-score", "1")
+    assert "--min-score" in error
+
+
 def test_a_full_disk_is_a_failure_that_keeps_the_finished_work(
     run_before, step, capsys, snapshot, monkeypatch
 ):
@@ -420,7 +425,7 @@ def test_ctrl_c_before_the_work_begins_stops_at_once_and_changes_nothing(
     def interrupted(*arguments):
         raise cli.Interrupted(2)
 
-    monkeypatch.setattr(main, "load_labelled", interrupted)
+    monkeypatch.setattr(cli, "load_labelled", interrupted)
     assert step("teacher", tmp_path / "run", *folder_flags) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "run").exists()
