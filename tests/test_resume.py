@@ -1,6 +1,7 @@
 """An interrupted stage goes on with --resume and ends with the same bits; the folder's states."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -197,6 +198,7 @@ def interrupt(signum, script, *flags):
     process = subprocess.Popen(
         list(map(str, command)),
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in conftest.py: threads change the sums
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
