@@ -307,6 +307,9 @@ def begin(args, stage):
     if action == "nothing":
         print(f"{folder} is finished already; --overwrite starts it anew")
         return None
+    if action == "resume":  # another number of threads would sum in another order
+        threads = runlog.read_json(folder / "config.json").get("threads")
+        torch.set_num_threads(threads or torch.get_num_threads())
     return device, folder, action == "resume"
 
 

@@ -139,7 +139,7 @@ _DEMO = Training(
     batch_size=32,
     learning_rate=0.05,
     augment="crop",  # a flipped digit is another sign
-    # Without them the teacher is sure of flower petals: up to 60 of 60 images of a class.
+    # Without them the teacher is surer of flower petals than of digits: they fill whole classes.
     mixup=1.0,
     cutmix=1.0,
 )

@@ -192,6 +192,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+def test_a_resumed_stage_takes_up_its_number_of_threads(run_before, stage_flags, step, stop_after):
+    run, flags, before = run_before("student"), stage_flags["student"], torch.get_num_threads()
+    stop_after(1)
+    assert step("student", run, *flags) == 143
+    try:
+        torch.set_num_threads(before + 1)
+        step("student", run, *flags, "--resume")
+        assert torch.get_num_threads() == before
+    finally:
+        torch.set_num_threads(before)
+
+
 def interrupt(signum, script, *flags):
     """Run a script until it predicts, send it a signal; -> exit code, its stderr."""
     command = [sys.executable, "-c", SLOWLY, ROOT / script, "--device", "cpu", *flags]
