@@ -13,12 +13,13 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 
+import distributed
 import runlog
 from data import LABELLED_SETS, POLICIES, load_labelled, split
 from engine import SCHEDULES
@@ -94,7 +95,8 @@ def program(main):
                 previous[signum] = signal.signal(signum, _signals.receive)
         _signals.pending = None
         try:
-            return main(argv)
+            main(argv)
+            distributed.wait()  # the first process writes the last files
         except (Failure, FloatingPointError) as error:
             _stop(1, error)
         except (ValueError, OSError) as error:
@@ -110,18 +112,28 @@ def program(main):
 
 
 def _stop(code, error):
-    line = " ".join(str(error).split())
-    print(f"{Path(sys.argv[0]).name}: {line}", file=sys.stderr)
+    line, who = " ".join(str(error).split()), Path(sys.argv[0]).name
+    who += f" (process {distributed.rank()})" if distributed.size() > 1 else ""
+    print(f"{who}: {line}", file=sys.stderr)
     if sys.flags.dev_mode and isinstance(error, Exception):
         raise error
     raise SystemExit(code)
 
 
 @contextmanager
-def running():
-    """From here on a stage runs: an error of the disk or of the data is a Failure (exit code 1)."""
+def running(folder, config=None, epochs_done=None):
+    """From here on a stage runs: an error of the disk or of the data is a Failure (exit code 1).
+
+    -> the stage's RunLog in the first process, None in the others; arguments: those of RunLog
+    """
+    distributed.wait()  # every process has read what it needs
     try:
-        yield
+        with ExitStack() as stack:
+            log = None
+            if distributed.is_first():
+                log = stack.enter_context(runlog.RunLog(folder, config, epochs_done))
+            distributed.wait()  # the folder is there
+            yield log
     except (OSError, ValueError, torch.OutOfMemoryError) as error:
         raise Failure(str(error)) from error
 
@@ -256,10 +268,17 @@ def parser(description, training=True):
 
 
 def recipe(args, preset_training, saved=None):
-    """The Training in force: the preset's (or, on resume, the saved one's) under the flags."""
+    """The Training in force: the preset's (or, on resume, the saved one's) under the flags.
+
+    A batch size given without a learning rate scales the rate with it: the paper's rule, so many
+    for every 256 images (after Goyal et al. 2017).
+    """
     base = Training(**saved) if saved else preset_training
     names = [field.name for field in dataclasses.fields(Training)]
-    return override(base, **{name: getattr(args, name) for name in names})
+    flags = {name: getattr(args, name) for name in names}
+    if args.batch_size and args.learning_rate is None:
+        flags["learning_rate"] = base.learning_rate * args.batch_size / base.batch_size
+    return override(base, **flags)
 
 
 def chain(args, above=None):
@@ -302,6 +321,7 @@ def data_dir(args, above=None):
 
 def begin(args, stage):
     """-> device, stage folder, whether to resume; None, saying so, where nothing is to be done."""
+    distributed.start()
     device, folder = pick_device(args), run_dir(args) / stage
     action = runlog.claim(folder, args.resume, args.overwrite)
     if action == "nothing":
@@ -330,12 +350,16 @@ def pick_device(args):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic
+    if name == "cuda" and distributed.size() > 1:
+        torch.cuda.set_device(distributed.local_rank())
+        return torch.device(name, distributed.local_rank())
     return torch.device(name)
 
 
 def labelled_data(settings, data_dir):
     """The labelled set and its split: -> data.LabelledSet, data.Split."""
-    labelled = load_labelled(settings["dataset"], data_dir, settings["input_size"])
+    with distributed.first_of_machine_first():  # it downloads and decodes
+        labelled = load_labelled(settings["dataset"], data_dir, settings["input_size"])
     per_class = settings["labels_per_class"], settings["val_per_class"]
     return labelled, split(labelled.train_labels, settings["seed"], *per_class)
 

@@ -4,6 +4,10 @@ Steps 1, 3 and 4 differ in their arguments only.  `fit` is a generator: it yield
 second and after every epoch, and whoever asked for the training logs, saves or stops there.  The
 random numbers of a step follow from (seed, step) and the order of an epoch from (seed, epoch), so
 a run resumed from any step goes on with the same bits (on a GPU: with deterministic kernels).
+
+Under torchrun every process takes its part of each batch, and the gradient is that of the whole
+batch: the number of processes changes neither the recipe nor the order of the examples, but the
+random augmentations, and batch norm, whose statistics are those of a process's part.
 """
 
 import math
@@ -15,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import distributed
 
 SCHEDULES = ("cosine", "halving", "steps")
 HALVINGS = 13  # paper: the pre-training rate is halved 13 times, whatever the length
@@ -97,17 +103,19 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
     Raises FloatingPointError when a loss or the first layer's gradient is not finite, at the next
     Progress; the parameters are then those before that step.
     """
-    device = next(model.parameters()).device
+    device, rank, size = next(model.parameters()).device, distributed.rank(), distributed.size()
     optimizer, averaged = _optimizer(model, recipe), _averaged(model, recipe)
     epoch = step = first = 0  # epochs finished, optimizer steps done, next batch of the epoch
-    totals = torch.zeros(4, device=device)  # loss sum, correct, images, non-finite steps
+    # Loss sum, correct, images, non-finite steps: together the processes' are the epoch's.
+    totals = torch.zeros(4, device=device)
     if state:
         epoch, step, first = state["epoch"], state["step"], state["batch"]
-        totals = state["totals"].to(device, copy=True)
+        totals = state["totals"].to(device, copy=True) * (rank == 0)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         if averaged:
             averaged.load_state_dict(state["averaged"])
+    network = distributed.parallel(model)
     batches = epoch_batches(len(rows), recipe, seed, epoch)
     steps = recipe.epochs * len(batches)
 
@@ -122,8 +130,11 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
             "averaged": averaged.state_dict() if averaged else None,
         }
 
-    def progress(metrics=None):
-        loss_sum, _, seen, bad = totals.tolist()  # waits for the device, as no step does
+    def progress(rate=None):
+        """`rate`, of the last step: at the end of an epoch, whose metrics are wanted."""
+        distributed.total_(totals)
+        loss_sum, correct, seen, bad = totals.tolist()  # waits for the device, as no step does
+        totals.mul_(rank == 0)  # the first process's are the sum from here on
         if bad:
             raise FloatingPointError(
                 f"the training loss is not finite just before step {step} of epoch {epoch + 1}; "
@@ -131,47 +142,70 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
             )
         images_done = epoch * len(rows) * recipe.passes + int(seen)
         loss, shown = loss_sum / max(1, seen), averaged.module if averaged else model
+        metrics = None
+        if rate is not None:
+            metrics = {"lr": rate, "train_loss": loss, "train_top1": 100 * correct / seen}
+        distributed.same_(shown.buffers())  # each process's batch norm has seen its own part
         return Progress(epoch, step, images_done, loss, metrics, shown, snapshot)
 
     yield progress()
-    ticked = time.monotonic()
+    clock = _Clock(step)
     while epoch < recipe.epochs:
         model.train()
         while first < len(batches):
-            torch.manual_seed(_mix(seed, step, "step"))
-            index = batches[first]
+            torch.manual_seed(_mix(seed, step, "step") + rank)
+            index = batches[first].tensor_split(size)[rank]
+            share = len(index) * size / len(batches[first])  # 1, but for a batch of uneven parts
             target = labels[index].to(device)
             batch = images[rows[index].to(images.device)].to(device, non_blocking=True)
             batch, soft_target = augment(batch, target)
             rate = learning_rate(recipe, step, steps)
             loss, logits = _step(
-                model, optimizer, batch, soft_target, rate, recipe.label_smoothing, totals[3] > 0
-            )
+                network, optimizer, batch, soft_target, rate, recipe.label_smoothing, share,
+                totals[3] > 0,
+            )  # fmt: skip
             if averaged:
                 averaged.update_parameters(model)
             correct, count = (logits.argmax(1) == target).sum(), totals.new_tensor(len(index))
             totals += torch.stack([loss * count, correct, count, optimizer.found_inf])
             step, first = step + 1, first + 1
-            if time.monotonic() - ticked > 1 and first < len(batches):
+            if first < len(batches) and clock.second_over(step):
                 yield progress()
                 model.train()  # whoever looked may have evaluated it
-                ticked = time.monotonic()
-        done = progress()
-        loss_sum, correct, seen, _ = totals.tolist()
+                clock = _Clock(step)
+        done = progress(rate)
         epoch, first = epoch + 1, 0
         totals.zero_()
         batches = epoch_batches(len(rows), recipe, seed, epoch)
-        metrics = {
-            "lr": rate,
-            "train_loss": loss_sum / seen,
-            "train_top1": 100 * correct / seen,
-        }
-        yield done._replace(epoch=epoch, metrics=metrics)
-        ticked = time.monotonic()
+        yield done._replace(epoch=epoch)
+        clock = _Clock(step)
 
 
-def _step(model, optimizer, batch, target, rate, label_smoothing, stopped):
+class _Clock:
+    """Tells when a second is over, in all processes at the same step.
+
+    They have to agree on the time, so they ask for it seldom: each time when, going by the steps
+    so far, a second should be over.
+    """
+
+    def __init__(self, step):
+        self.begun, self.began = step, time.monotonic()
+        self.ask_at = step + 1
+
+    def second_over(self, step):
+        if step < self.ask_at:
+            return False
+        seconds = distributed.largest(time.monotonic() - self.began)
+        if distributed.size() > 1:
+            steps_a_second = (step - self.begun) / max(seconds, 1e-3)
+            self.ask_at = max(step + 1, self.begun + round(steps_a_second))
+        return seconds > 1
+
+
+def _step(model, optimizer, batch, target, rate, label_smoothing, share, stopped):
     """One optimizer step -> loss, logits, detached.  `stopped` (a bool tensor): change nothing.
+
+    share: by which this process's mean loss counts in the mean over the processes
 
     The fused update leaves itself out, on the device, when optimizer.found_inf is 1.  What is not
     finite flows back through the layers, so the gradient of the first one is looked at.
@@ -180,9 +214,11 @@ def _step(model, optimizer, batch, target, rate, label_smoothing, stopped):
         logits = model(batch)
     loss = F.cross_entropy(logits, target, label_smoothing=label_smoothing)
     optimizer.zero_grad()
-    loss.backward()
+    (loss if share == 1 else loss * share).backward()
     loss, first_layer = loss.detach(), next(model.parameters()).grad
-    finite = loss.isfinite() & first_layer.isfinite().all()
+    finite = first_layer.isfinite().all()
+    if distributed.size() == 1:  # several have to decide alike, and they share the gradient only
+        finite &= loss.isfinite()
     optimizer.found_inf = (~finite | stopped).float()
     optimizer.param_groups[0]["lr"] = rate
     optimizer.step()
@@ -215,16 +251,17 @@ def _autocast(device):
 
 
 @torch.inference_mode()
-def predict(model, images, prepare, batch_size=512, start=0):
+def predict(model, images, prepare, batch_size=512, start=0, stop=None):
     """Logits of all images in order: yields (first position, float32 (b,C) on the device).
 
     images: as in `fit`; prepare: uint8 batch -> float batch.  Batches always begin at multiples of
-    `batch_size`, so a walk taken up again at `start` gives the same bits.
+    `batch_size`, if `start` is one, so a walk over a part of the images gives the same bits.
     """
     device = next(model.parameters()).device
     model.eval()
-    for first in range(start, len(images), batch_size):
-        index = torch.arange(first, min(first + batch_size, len(images)), device=images.device)
+    stop = len(images) if stop is None else stop
+    for first in range(start, stop, batch_size):
+        index = torch.arange(first, min(first + batch_size, stop), device=images.device)
         batch = prepare(images[index].to(device, non_blocking=True))
         with _autocast(device):
             logits = model(batch)

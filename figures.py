@@ -215,19 +215,26 @@ def accuracy_by_rank(rank, correct, k):
     return figure
 
 
-def score_histogram(scores, selected=None):
-    """scores (N,) top-1 of every pool image, selected (M,) of the kept rows -> Figure."""
+def score_histogram(counts, selected):
+    """counts (B,): pool images by the score of their best class, in B bins from 0 to 1;
+    selected (M,): the scores of the kept rows -> Figure.
+    """
     figure = _figure(8, 4.5)
     axes = figure.add_subplot()
     bins = np.linspace(0, 1, 51)
-    scores = np.asarray(scores)
-    pool = f"pool, best class of each image: {len(scores):,}"
-    axes.hist(scores, bins, color="0.8", edgecolor=GREY, histtype="stepfilled", label=pool)
-    title = "Softmax scores of the pool"
-    if selected is not None:
-        kept = f"selected rows: {len(selected):,}"
-        axes.hist(np.asarray(selected), bins, color=BLUE, histtype="step", linewidth=2, label=kept)
-        title += " and of the selection"
+    centres = (np.arange(len(counts)) + 0.5) / len(counts)
+    pool = f"pool, best class of each image: {counts.sum():,}"
+    axes.hist(
+        centres,
+        bins,
+        weights=counts,
+        color="0.8",
+        edgecolor=GREY,
+        histtype="stepfilled",
+        label=pool,
+    )
+    kept = f"selected rows: {len(selected):,}"
+    axes.hist(np.asarray(selected), bins, color=BLUE, histtype="step", linewidth=2, label=kept)
     most = max((patch.get_xy()[:, 1].max() for patch in axes.patches), default=0)
     axes.set_ylim(0.7, 2 * max(1, most))  # an image alone is a bar of its own
     axes.set_yscale("log")
@@ -236,7 +243,28 @@ def score_histogram(scores, selected=None):
     axes.set_ylabel("images (logarithmic)")
     _plain(axes)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    axes.set_title(title)
+    axes.set_title("Softmax scores of the pool and of the selection")
+    return figure
+
+
+def pairs(ours, theirs, titles, per_row=8):
+    """Pool images above the labelled images they resemble: uint8 (n,S,S,3) each -> Figure."""
+    rows, cell, tall = math.ceil(len(ours) / per_row), 1.1, 2.25
+    width, height = cell * max(4, min(per_row, len(ours))) + 0.1, cell * tall * rows + 0.4
+    figure = _figure(width, height, layout=None)
+    axes = figure.add_axes((0, 0, 1, 1 - 0.4 / height))
+    heading = "Left out: above the pool's image, below the labelled one"
+    figure.suptitle(heading, y=1 - 0.1 / height, va="top", fontsize=11)
+    axes.set_axis_off()
+    for number, (our, their, title) in enumerate(zip(ours, theirs, titles, strict=True)):
+        row, column = divmod(number, per_row)
+        top = row * tall + 0.22
+        axes.imshow(our, extent=(column, column + 0.95, top + 0.95, top))
+        axes.imshow(their, extent=(column, column + 0.95, top + 1.93, top + 0.98))
+        axes.text(column + 0.475, top - 0.04, title, ha="center", fontsize=7)
+    axes.set_xlim(-0.05, max(4, min(per_row, len(ours))))
+    axes.set_ylim(rows * tall, 0)
+    axes.set_aspect("auto")
     return figure
 
 

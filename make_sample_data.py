@@ -8,27 +8,25 @@ Writes   RUN/samples: config.json, selection.csv, scores.npz, skipped.csv, Tenso
          and, last, result.json
 """
 
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import checkpoint
 import cli
+import diagnostics
+import distributed
 import figures
 import runlog
-from data import JoinedPools, Normalise, open_pools, selection
-from engine import predict
+import scoring
+from data import JoinedPools, LeakGuard, open_pools, selection
 from presets import PRESETS
-from ranking import STRATEGIES, Selector
+from ranking import STRATEGIES
 
-# Images scored at a time, unless --batch-size says otherwise; the number of processes never does.
-CHUNK = 512
-SAVE_SECONDS = 60
+CHUNK = 512  # images scored at a time, see scoring.py; --batch-size
 SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
+_PAIRS = 16  # duplicates shown beside the labelled images that they resemble
 
 
 def parse(argv):
@@ -58,17 +56,6 @@ def parse(argv):
     return args
 
 
-@dataclass
-class Job:
-    """Step 2 with everything settled, before its folder is touched."""
-
-    folder: Path
-    config: dict
-    teacher: checkpoint.Checkpoint
-    pool: JoinedPools
-    tags: np.ndarray | None  # int64 (N,): --strategy tags, see JoinedPools.tags
-
-
 @cli.program
 def main(argv=None):
     args = parse(argv)
@@ -79,10 +66,12 @@ def main(argv=None):
     if args.export:
         selection.check_export(args.export)
     job = prepare(args, folder, device, resume)
-    with cli.running(), runlog.RunLog(folder, None if resume else job.config, 0) as log:
+    with cli.running(folder, None if resume else job.config, 0) as log:
         with cli.saving_on_interrupt():
-            selector, seconds = score_pool(job, device, resume)
-        result = write(args, job, log, selector, seconds)
+            scored = scoring.run(job, device, resume)
+        if log is None:
+            return  # the first process goes on, with what all have scored
+        result = write(args, job, log, scored)
     report(args, job, result)
 
 
@@ -110,19 +99,18 @@ def prepare(args, folder, device, resume):
     labelled, parts = cli.labelled_data(settings, data_dir)
     cli.check_data(labelled, teacher.classes, teacher_config)
     specs = args.unlabeled or list(preset.unlabeled)
-    pools = open_pools(specs, data_dir, settings["input_size"], labelled, parts)
-    pool = JoinedPools(pools)
-    unreadable = len(pool.skipped)
-    if not args.keep_duplicates:
-        known = np.concatenate([parts.labelled, parts.val])
-        pool.leave_out_duplicates(
-            np.concatenate([labelled.train_images[known], labelled.test_images]),
-            np.concatenate([labelled.train_hashes[known], labelled.test_hashes]),
+    share = distributed.rank(), distributed.size()
+    pool = JoinedPools(
+        open_pools(
+            specs, data_dir, settings["input_size"], labelled, parts, share, distributed.wait
         )
+    )
+    if args.strategy == "tags":
+        pool.check_tags(teacher.classes)
     config = runlog.describe(
         "samples", settings, device, data_dir, labelled.inputs, parent, (teacher.mean, teacher.std),
         unlabeled=specs,
-        pools={pool.name: {"spec": pool.spec, **pool.inputs} for pool in pools},
+        pools={pool.name: {"spec": pool.spec, **pool.inputs} for pool in pool.pools},
         p=p,
         k=k,
         min_score=args.min_score,
@@ -130,20 +118,15 @@ def prepare(args, folder, device, resume):
         batch_size=args.batch_size or CHUNK,
         keep_duplicates=args.keep_duplicates,
         max_bad_fraction=args.max_bad_fraction,
+        save_scores=args.save_scores or len(pool) <= SCORES_UP_TO,
     )  # fmt: skip
     if saved:
         cli.check_same(saved, config)
-    tags = pool.tags(teacher.classes) if args.strategy == "tags" else None
-    job = Job(folder, config, teacher, pool, tags)
-    if unreadable > args.max_bad_fraction * len(pool):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not saved:
-            runlog.clear(folder)  # --overwrite: the list would not be the old selection's
-        write_skipped(job)
-        raise cli.Failure(
-            f"{unreadable} of {len(pool)} pool images cannot be read "
-            f"(see {folder / 'skipped.csv'}), above --max-bad-fraction {args.max_bad_fraction:g}"
-        )
+    job = scoring.Job(folder, config, teacher, pool)
+    check_readable(job, resume)
+    if not args.keep_duplicates:
+        guard = LeakGuard(labelled, parts, data_dir / "cache" / "duplicates")
+        pool.find_duplicates(guard, share, distributed.wait)
     return job
 
 
@@ -157,43 +140,26 @@ def find_teacher(args, folder):
     return stage.config, stage.product, stage.as_parent(folder)
 
 
-def score_pool(job, device, resume):
-    """Score and rank every image, saving every SAVE_SECONDS; -> the full Selector, seconds."""
-    c, path = job.config, job.folder / "resume.pt"
-    settings = {name: c[name] for name in ("strategy", "p", "k", "seed", "min_score")}
-    selector = Selector(len(job.pool), len(job.teacher.classes), **settings, device=device)
-    selector.leave_out(job.pool.skipped, job.tags)
-    spent = 0.0
-    if resume and path.exists():
-        state = checkpoint.load(path)
-        spent = state.pop("seconds")
-        selector.load_state_dict(state)
-    began = saved = time.monotonic()
-    bar = tqdm(
-        total=len(job.pool), initial=selector.position, unit="img", unit_scale=True, disable=None,
-        desc="scoring",
-    )  # fmt: skip
-    normalise = Normalise(job.teacher.mean, job.teacher.std, device)
-    for first, logits in predict(
-        job.teacher.model, job.pool.images, normalise, c["batch_size"], selector.position
-    ):
-        selector.add(first, logits)
-        bar.update(len(logits))
-        stop = cli.interruption()  # once: a signal after this is the next chunk's
-        last = selector.position == len(job.pool)
-        if stop or last or time.monotonic() - saved > SAVE_SECONDS:
-            seconds = spent + time.monotonic() - began
-            checkpoint.save({**selector.state_dict(), "seconds": seconds}, path)
-            saved = time.monotonic()
-        if stop:
-            cli.stop(bar, job.folder, stop)
-    bar.close()
-    return selector, spent + time.monotonic() - began
+def check_readable(job, resume):
+    """Raises cli.Failure, the list written, when too much of the pool cannot be read."""
+    most, bad = job.config["max_bad_fraction"], len(job.pool.unreadable)
+    if bad <= most * len(job.pool):
+        return
+    if distributed.is_first():
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            runlog.clear(job.folder)  # --overwrite: the list would not be the old selection's
+        write_skipped(job.folder, job.pool)
+    distributed.wait()
+    raise cli.Failure(
+        f"{bad} of {len(job.pool)} pool images cannot be read "
+        f"(see {job.folder / 'skipped.csv'}), above --max-bad-fraction {most:g}"
+    )
 
 
-def write(args, job, log, selector, seconds):
+def write(args, job, log, scored):
     """The artefacts of the selection, result.json last; return its content."""
-    position, label, score, rank = rows = [column.numpy() for column in selector.rows()]
+    position, label, score, rank = rows = [column.numpy() for column in scored.selector.rows()]
     classes, c, pool = job.teacher.classes, job.config, job.pool
     if not len(position):
         raise cli.Failure(
@@ -202,19 +168,15 @@ def write(args, job, log, selector, seconds):
         )
     names = list(map(pool.name_of, position))
     selection.write_selection(job.folder / "selection.csv", names, label, score, rank)
-    write_skipped(job)
-    usable = selector.usable.numpy()
-    if args.save_scores or len(pool) <= SCORES_UP_TO:
-        selection.write_scores(
-            job.folder / "scores.npz",
-            list(map(pool.name_of, np.flatnonzero(usable))),
-            selector.score.numpy()[usable],
-            selector.label.numpy()[usable],
-        )
+    write_skipped(job.folder, job.pool)
+    if scored.scores:
+        path = job.folder / "scores.npz"
+        selection.write_scores(path, pool.names_of, pool.usable, scored.scores)
     if args.export:
         pictures = ((pool.file_of(i), pool.images[torch.tensor([i])][0].numpy()) for i in position)
         selection.export(args.export, classes, pictures, label, rank)
-    counts = np.bincount(label, minlength=len(classes))
+    truth = pool.truth_of(position)
+    kept = np.unique(position)
     result = {
         "stage": "samples",
         "dataset": c["dataset"],
@@ -222,34 +184,33 @@ def write(args, job, log, selector, seconds):
         "seed": c["seed"],
         "num_parameters": sum(p.numel() for p in job.teacher.model.parameters()),
         "pool_size": len(pool),
-        "scored": int(usable.sum()),
-        "skipped": len(pool.skipped),
-        "selected": len(position),
-        "unique_images": len(np.unique(position)),
+        "scored": scored.selector.scored,
+        "skipped": len(pool) - scored.selector.scored,
+        "left_out": pool.count_left_out(),
+        "copies_in_pool": pool.count_copies(),
+        "copies_in_selection": len(kept) - len(np.unique(pool.hashes(kept), axis=0)),
         "p": c["p"],
         "k": c["k"],
-        "classes_below_k": int((counts < c["k"]).sum()),
-        "per_class_counts": counts.tolist(),
+        **diagnostics.describe(position, label, score, rank, len(classes), c["k"]),
+        **diagnostics.compare(label, rank, truth, pool.true_counts(len(classes)), c["k"]),
+        "seconds": round(scored.seconds, 2),
+        "images_per_second": round(len(pool) / scored.seconds, 2),
     }
-    known = pool.truth[position] >= 0
-    if known.any():
-        right = pool.truth[position][known] == label[known]
-        result["pseudo_label_accuracy"] = round(100 * right.mean().item(), 4)
-    result |= {
-        "seconds": round(seconds, 2),
-        "images_per_second": round(len(pool) / seconds, 2),
-    }
-    show(job, log, rows, selector.score.numpy()[usable, 0], counts)
+    show(job, log, rows, truth, scored.selector.histogram.cpu().numpy())
     numbers = ("preset", "dataset", "seed", "p", "k", "min_score", "strategy")
     log.finish(result, {name: c[name] for name in numbers})
     return result
 
 
-def show(job, log, rows, best_score, counts):
-    """TensorBoard: the best images of every class, score histograms, counts, accuracy by rank."""
+def write_skipped(folder, pool):
+    pairs = ((pool.name_of(position), reason) for position, reason in pool.left_out())
+    selection.write_skipped(folder / "skipped.csv", pairs)
+
+
+def show(job, log, rows, truth, histogram):
+    """TensorBoard: the best images of every class, scores, counts, accuracy by rank, the leaks."""
     position, label, score, rank = rows
     classes, board, k = job.teacher.classes, log.tensorboard, job.config["k"]
-    truth = job.pool.truth[position]
     known = truth >= 0
     first = [np.flatnonzero(label == number)[:8] for number in range(len(classes))]
     grids = figures.selection_grid(
@@ -260,26 +221,41 @@ def show(job, log, rows, best_score, counts):
     )
     for number, figure in enumerate(grids):
         board.add_figure("selection/best images of each class", figure, number)
-    board.add_histogram("selection/score of the best class, all images", best_score)
     board.add_histogram("selection/score, kept", score)
-    board.add_figure("selection/scores", figures.score_histogram(best_score, score))
+    board.add_figure("selection/scores", figures.score_histogram(histogram, score))
+    counts = np.bincount(label, minlength=len(classes))
     board.add_figure("selection/images per class", figures.per_class_counts(counts, classes, k))
     if known.any():
         right = truth[known] == label[known]
         figure = figures.accuracy_by_rank(rank[known], right, max(k, rank.max()))
         board.add_figure("selection/accuracy by rank", figure)
+    show_duplicates(job.pool, board)
 
 
-def write_skipped(job):
-    pairs = ((job.pool.name_of(i), reason) for i, reason in sorted(job.pool.skipped.items()))
-    selection.write_skipped(job.folder / "skipped.csv", pairs)
+def show_duplicates(pool, board):
+    """Near-duplicates beside the labelled images they resemble, from the nearest to the limit."""
+    near = [(at, found) for at, found in pool.duplicates.items() if found.similarity is not None]
+    near.sort(key=lambda pair: -pair[1].similarity)
+    if not near:
+        return
+    chosen = [near[i] for i in np.unique(np.linspace(0, len(near) - 1, _PAIRS).astype(int))]
+    ours = pool.images[torch.tensor([position for position, _ in chosen])].numpy()
+    theirs = pool.guard.images[torch.tensor([found.match for _, found in chosen])].numpy()
+    titles = [f"{pool.guard.part_of(found)} {found.similarity:.2f}" for _, found in chosen]
+    board.add_figure("left out/near-duplicates", figures.pairs(ours, theirs, titles))
 
 
 def report(args, job, result):
-    counts = np.array(result["per_class_counts"])
+    counts, kinds = np.array(result["per_class_counts"]), result["left_out"]
+    near, exact = (sum(kinds[kind].values()) for kind in ("near_duplicate", "duplicate"))
+    left_out = (
+        f"{result['skipped']:,} (skipped.csv): {kinds['unreadable']:,} unreadable, {exact:,} "
+        f"copies and {near:,} near-copies of labelled images"
+    )
     rows = [
         ("pool", ", ".join(f"{pool.name} {len(pool):,}" for pool in job.pool.pools)),
-        ("scored", f"{result['scored']:,} images; {result['skipped']:,} left out (skipped.csv)"),
+        ("scored", f"{result['scored']:,} images"),
+        ("left out", left_out),
         ("selected", f"{result['selected']:,} rows, {result['unique_images']:,} different images"),
         ("per class", f"{counts.min()} to {counts.max()} of K={result['k']}"),
     ]

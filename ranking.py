@@ -12,6 +12,7 @@ import torch
 
 STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
 EMPTY = torch.iinfo(torch.int64).min  # a place no candidate has taken: below every key
+SCORE_BINS = 1000  # of the histogram of the pool's best scores, from 0 to 1
 _POSITIONS = 2**32 - 1  # positions take the low 32 bits of a key: pools of up to 4.29e9 images
 
 
@@ -55,11 +56,11 @@ def random_priority(position, seed):
     return shift(x ^ shift(x, 31), 40).float() / 2**24  # 24 bits: all that float32 can tell apart
 
 
-def candidates(strategy, logits, p, position, seed=0, tags=None):
+def candidates(strategy, logits, top, position, seed=0, tags=None):
     """What a chunk of the pool enters into the ranking of `strategy`.
 
-    logits: (B,C); position: (B,) int64 in the pool; tags: (B,) int64, the class that an image's
-    folder is named after, -1 for none.
+    logits: (B,C); top: score, label (B,P), of `top_classes`; position: (B,) int64 in the pool;
+    tags: (B,) int64, the class that an image's folder is named after, -1 for none
     -> group, priority, position, label, score: (M,) each, for `Ranking.add`
 
     ranked           the paper: each image stands for its P best classes, by its scores
@@ -69,9 +70,9 @@ def candidates(strategy, logits, p, position, seed=0, tags=None):
     random           the same in one group for all classes
     tags             the folder's class, in random order (paper, table 5: balanced with tags)
     """
-    score, label = top_classes(logits, p)
+    score, label = top
     if strategy == "ranked":
-        position = position.repeat_interleave(p)  # (B*P,) image-major
+        position = position.repeat_interleave(score.shape[1])  # (B*P,) image-major
         group, score = label.flatten(), score.flatten()
         return group, score, position, group, score
     shuffled = random_priority(position, seed)
@@ -158,19 +159,18 @@ class Ranking:
 
 
 class Selector:
-    """Step 2 but for the teacher: logits of the pool, chunk by chunk -> the selection.
+    """Step 2 but for the teacher: logits of a pool, chunk by chunk -> the selection.
 
-    Its state_dict is all that a walk over the pool needs to go on after a stop.
+    Its state_dict is all that a walk over a pool needs to go on after a stop.  Several selectors,
+    each on its own range of positions, are merged into the selection of the whole pool.
     """
 
-    def __init__(self, size, classes, strategy, p, k, seed=0, min_score=0.0, device="cpu"):
-        """`size`: entries in the pool; `min_score`: no candidate has less; see `candidates`."""
+    def __init__(self, classes, strategy, p, k, seed=0, min_score=0.0, device="cpu", start=0):
+        """`min_score`: no candidate has less; `start`: the first position; see `candidates`."""
         self.strategy, self.p, self.seed, self.min_score = strategy, p, seed, min_score
-        self.position = 0  # the first entry not yet seen
-        self.score = torch.zeros(size, p)  # (N,P) falling; rows left out count for nothing
-        self.label = torch.zeros(size, p, dtype=torch.int32)
-        self.usable = torch.ones(size, dtype=torch.bool)
-        self.tags = None
+        self.position = start  # the first entry not yet seen
+        self.scored = 0
+        self.histogram = torch.zeros(SCORE_BINS, dtype=torch.int64, device=device)  # best scores
         # The paper's ranking is kept whatever the strategy: it tells how many rows to select.
         self.tables = {"ranked": Ranking(classes, k, device)}
         self.whole = strategy in ("unbalanced", "random")  # one ranking for all classes
@@ -178,24 +178,30 @@ class Selector:
             groups, places = (1, classes * k) if self.whole else (classes, k)
             self.tables[strategy] = Ranking(groups, places, device)
 
-    def leave_out(self, positions, tags=None):
-        """Let no entry at `positions` in; `tags`: int64 (N,), for the strategy tags."""
-        self.usable[list(positions)] = False
-        self.tags = None if tags is None else torch.as_tensor(tags)
+    def add(self, first, logits, usable=None, tags=None):
+        """Take in the logits (B,C) of the entries from position `first` on.
 
-    def add(self, first, logits):
-        """Take in the logits (B,C) of the entries from position `first` on."""
-        chunk, device = slice(first, first + len(logits)), logits.device
-        score, label = top_classes(logits, self.p)
-        self.score[chunk], self.label[chunk] = score.cpu(), label.cpu()
-        here = self.usable[chunk].to(device)
-        tags = None if self.tags is None else self.tags[chunk].to(device)[here]
-        position = torch.arange(chunk.start, chunk.stop, device=device)[here]
+        usable: (B,) bool on the CPU, entries to let in, None for all; tags: (B,) int64, for the
+        strategy tags.  Returns the P best classes of all entries: score, label (B,P).
+        """
+        score, label = top = top_classes(logits, self.p)
+        position = torch.arange(first, first + len(logits), device=logits.device)
+        if usable is not None and not usable.all():
+            here = usable.nonzero()[:, 0].to(logits.device)
+            logits, top, position = logits[here], (score[here], label[here]), position[here]
+            tags = None if tags is None else tags[usable]
+        tags = None if tags is None else tags.to(logits.device)
         for strategy, table in self.tables.items():
-            rows = candidates(strategy, logits[here], self.p, position, self.seed, tags)
-            enough = rows[-1] >= self.min_score
-            table.add(*(column[enough] for column in rows))
-        self.position = chunk.stop
+            rows = candidates(strategy, logits, top, position, self.seed, tags)
+            if self.min_score > 0:
+                enough = rows[-1] >= self.min_score
+                rows = (column[enough] for column in rows)
+            table.add(*rows)
+        bins = (top[0][:, 0] * SCORE_BINS).long().clamp(max=SCORE_BINS - 1)
+        self.histogram += bins.bincount(minlength=SCORE_BINS)
+        self.scored += len(position)
+        self.position = first + len(score)
+        return score, label
 
     def rows(self):
         """The selection, see `Ranking.rows`."""
@@ -204,11 +210,19 @@ class Selector:
             table.cut(len(self.tables["ranked"].rows()[0]))
         return table.rows()
 
+    def merge(self, other):
+        """Take over what another selector, of other positions, has seen."""
+        self.scored += other.scored
+        self.histogram += other.histogram.to(self.histogram.device)
+        for name, table in self.tables.items():
+            table.merge(other.tables[name])
+
     def state_dict(self):
-        state = {name: getattr(self, name) for name in ("position", "score", "label")}
+        state = {name: getattr(self, name) for name in ("position", "scored", "histogram")}
         return state | {"tables": {name: table.state_dict() for name, table in self.tables.items()}}
 
     def load_state_dict(self, state):
-        self.position, self.score, self.label = state["position"], state["score"], state["label"]
+        self.position, self.scored = state["position"], state["scored"]
+        self.histogram = state["histogram"].to(self.histogram.device)
         for name, table in state["tables"].items():
             self.tables[name].load_state_dict(table)

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+import distributed
 from checkpoint import fingerprint
 from engine import autocast_dtype
 
@@ -27,8 +28,9 @@ STAGES = {
     "student": ("model.pt", "python student_train.py"),
     "finetuned": ("model.pt", "python main.py --student-network True"),
 }
-_ARTEFACTS = ("result.json", "config.json", "metrics.jsonl", "model.pt", "resume.pt")
-_ARTEFACTS += ("scores.npz", "selection.csv", "skipped.csv", "projector_config.pbtxt")
+_ARTEFACTS = ("result.json", "config.json", "metrics.jsonl", "model.pt", "scores.npz")
+_ARTEFACTS += ("selection.csv", "skipped.csv", "projector_config.pbtxt", "events.out.tfevents.*")
+_WORKING = ("resume*.pt", "scores-*.bin")  # of an unfinished stage, one a process
 
 
 @dataclass
@@ -154,6 +156,7 @@ def describe(stage, settings, device, data_dir, inputs, parent, mean_std, **own)
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "processes": distributed.size(),
         "versions": versions(),
         "inputs": {"labelled": inputs},
         "parent": parent,
@@ -180,11 +183,14 @@ def claim(folder, resume, overwrite):
 
 def clear(folder):
     """Remove an earlier run of a stage: result.json first, so that a rest never looks finished."""
-    for path in [folder / name for name in _ARTEFACTS]:
-        path.unlink(missing_ok=True)
-    for path in folder.glob("events.out.tfevents.*"):
-        path.unlink()
+    _remove(folder, _ARTEFACTS + _WORKING)
     shutil.rmtree(folder / "00000", ignore_errors=True)  # the embedding projector's
+
+
+def _remove(folder, patterns):
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 class RunLog:
@@ -222,7 +228,9 @@ class RunLog:
                 self.tensorboard.add_scalar(name, value, metrics["epoch"])
 
     def finish(self, result, hparams):
-        """The last words: hparams with the final metrics, then result.json; resume.pt goes."""
+        """The last words: hparams with the final metrics, then result.json; what only `--resume`
+        needs goes.
+        """
         plain = {
             k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in hparams.items()
         }
@@ -234,4 +242,4 @@ class RunLog:
         self.tensorboard.add_hparams(plain, numbers, run_name=".")
         self.tensorboard.flush()
         write_json(self.folder / "result.json", result)
-        (self.folder / "resume.pt").unlink(missing_ok=True)
+        _remove(self.folder, _WORKING)

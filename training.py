@@ -1,6 +1,7 @@
 """What steps 1, 3 and 4 share: follow a training, log it, save it, test once at the end."""
 
 import itertools
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 import checkpoint
 import cli
+import distributed
 import figures
 import runlog
 from data import Augment, Images, LabelledSet, Normalise, Split
@@ -18,6 +20,7 @@ from models import build_model
 from presets import Training
 
 SAVE_SECONDS = 120  # between two saves inside a long epoch
+EVALUATED = 512  # validation and test images at a time
 _EMBEDDED = 1000  # test images in the embedding projector
 _STAGES = list(runlog.STAGES)
 
@@ -77,6 +80,7 @@ def run(job, device, resume):
     """Train, log, save, test; return result.json's content.  Writes to the folder."""
     if job.config["preset"] == "cifar100" and device.type == "cpu":
         _print_hours(job, device)
+    check_batches(job.recipe, len(job.rows))
     path = job.folder / "resume.pt"
     state = checkpoint.load(path) if resume and path.exists() else None
     seed = 1000 * job.config["seed"] + _STAGES.index(job.stage)  # no two stages draw alike
@@ -91,14 +95,10 @@ def run(job, device, resume):
         normalise, job.recipe.augment, len(job.classes), job.recipe.mixup, job.recipe.cutmix
     )
     epochs_done = state["fit"]["epoch"] if state else 0
-    with (
-        cli.running(),
-        runlog.RunLog(
-            job.folder, None if resume else job.config, epochs_done if resume else None
-        ) as log,
-    ):
+    new = None if resume else job.config
+    with cli.running(job.folder, new, epochs_done if resume else None) as log:
         images = job.images.to(device)
-        if not resume:
+        if log and not resume:
             _show_batch(log, images, job, augment, mean, std, device)
         ticks = fit(
             model, images, job.rows, job.labels, job.recipe, augment,
@@ -106,9 +106,23 @@ def run(job, device, resume):
         )  # fmt: skip
         with cli.saving_on_interrupt():
             model, metrics, seconds = _follow(job, log, ticks, normalise, state)
-        result = _test(job, log, model, normalise, metrics, seconds)
-        _publish(job, log, model, result)
+        logits, labels = collect(model, job.test, normalise)  # the test set is read once: here
+        result = _summary(job, model, logits, labels, metrics, seconds)
+        if log:
+            _show_test(job, log, model, normalise, logits, labels)
+            _publish(job, log, model, result)
     return result
+
+
+def check_batches(recipe, rows):
+    """Raises ValueError when a batch has fewer images than there are processes."""
+    images, processes = rows * recipe.passes, distributed.size()
+    least = images // math.ceil(images / recipe.batch_size)
+    if least < processes:
+        raise ValueError(
+            f"a batch of {least} images cannot be shared by {processes} processes; raise "
+            f"--batch-size (now {recipe.batch_size}) or start fewer"
+        )
 
 
 def _follow(job, log, ticks, normalise, state):
@@ -123,6 +137,8 @@ def _follow(job, log, ticks, normalise, state):
     bar = tqdm(total=total, unit="img", unit_scale=True, disable=None, desc=job.stage)
 
     def save():
+        if not log:
+            return  # the first process saves for all
         seconds = spent + time.monotonic() - began
         parts = {"fit": progress.state(), "seconds": seconds, "metrics": metrics}
         checkpoint.save(parts, job.folder / "resume.pt")
@@ -138,9 +154,11 @@ def _follow(job, log, ticks, normalise, state):
             rate = (progress.images - images) / (now - since)
             metrics = {"epoch": progress.epoch, **progress.metrics}
             metrics |= {"val_top1": top1, "val_top5": top5}
-            log.epoch({**metrics, "seconds": now - since, "images_per_second": rate})
+            if log:
+                log.epoch({**metrics, "seconds": now - since, "images_per_second": rate})
             since, images = time.monotonic(), progress.images
-        stop = cli.interruption()  # once: a signal after this is the next tick's
+        # Asked once: a signal after this is the next tick's.  All processes stop together.
+        stop = distributed.largest(cli.interruption() or 0)
         if progress.metrics or time.monotonic() - saved > SAVE_SECONDS or stop:
             save()
             saved = time.monotonic()
@@ -151,19 +169,18 @@ def _follow(job, log, ticks, normalise, state):
 
 
 def collect(model, images_labels, prepare):
-    """Logits (N,C) and labels (N,) of a labelled set, on the CPU."""
+    """Logits (N,C) and labels (N,) of a labelled set, on the CPU; each process does its part."""
     images, labels = images_labels
-    return torch.cat([logits.cpu() for _, logits in predict(model, images, prepare)]), labels
+    first, last = distributed.share(len(images), EVALUATED)
+    parts = [x.cpu() for _, x in predict(model, images, prepare, EVALUATED, first, last)]
+    logits = torch.zeros(len(images), model.fc.out_features)
+    logits[first:last] = torch.cat([logits[:0], *parts])
+    return distributed.total_(logits), labels
 
 
-def _test(job, log, model, normalise, metrics, seconds):
-    """Read the test set, once; show it in TensorBoard; return the result."""
-    features = []
-    hook = model.fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float()))
-    logits, labels = collect(model, job.test, normalise)
-    hook.remove()
+def _summary(job, model, logits, labels, metrics, seconds):
+    """result.json of a training stage."""
     top1, top5 = accuracy(logits, labels)
-    _show_test(job, log, logits, labels, torch.cat([f.cpu() for f in features]))
     images = job.recipe.epochs * job.recipe.passes * len(job.rows)
     return {
         "stage": job.stage,
@@ -226,7 +243,7 @@ def _show_batch(log, images, job, augment, mean, std, device):
     log.tensorboard.add_figure("augmented inputs", figure)
 
 
-def _show_test(job, log, logits, labels, features):
+def _show_test(job, log, model, prepare, logits, labels):
     """Confusion matrix, precision-recall curves, and the projector of test features."""
     board, epochs, number = log.tensorboard, job.recipe.epochs, len(job.classes)
     counts = (labels * number + logits.argmax(1)).bincount(minlength=number**2)
@@ -238,11 +255,17 @@ def _show_test(job, log, logits, labels, features):
             f"test precision-recall/{name}", labels == label, probs[:, label], epochs
         )
     shown = torch.arange(0, len(labels), max(1, len(labels) // _EMBEDDED))[:_EMBEDDED]
+    features = []
+    hook = model.fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].float()))
+    for _ in predict(model, job.test[0].subset(shown), prepare, EVALUATED):
+        pass
+    hook.remove()
     pictures = job.test[0][shown].permute(0, 3, 1, 2).float() / 255
     if pictures.shape[2] > 32:  # TensorBoard takes one picture of at most 8192 px for all of them
         pictures = torch.nn.functional.interpolate(pictures, size=(32, 32), mode="area")
     names = [job.classes[label] for label in labels[shown]]
-    board.add_embedding(features[shown], metadata=names, label_img=pictures, tag="test features")
+    features = torch.cat([batch.cpu() for batch in features])
+    board.add_embedding(features, metadata=names, label_img=pictures, tag="test features")
 
 
 # --- on a CPU -----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
 from . import selection
 from .augment import POLICIES, Augment, Normalise
 from .decode import IMAGE_SUFFIXES, Unreadable, decode, decode_file, fit_square, pixel_hash
-from .duplicates import find_duplicates
+from .duplicates import LeakGuard
 from .images import Images
 from .joined import JoinedPools
 from .labelled import LABELLED_SETS, LabelledSet, load_labelled
@@ -41,13 +41,13 @@ __all__ = [
     "Images",
     "JoinedPools",
     "LabelledSet",
+    "LeakGuard",
     "Normalise",
     "Pool",
     "Split",
     "Unreadable",
     "decode",
     "decode_file",
-    "find_duplicates",
     "fit_square",
     "load_labelled",
     "open_pools",

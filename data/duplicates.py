@@ -1,4 +1,5 @@
-"""Pool images that equal, or nearly equal, a labelled one: they would leak labels or test images.
+"""The leak guard: pool images that equal, or nearly equal, a labelled one are found and left out;
+a test image among them would be trained on.
 
 Exact copies have the same pixel hash.  Near copies (encoded again, brighter, cropped by a pixel)
 are found in two steps: the nearest labelled images by an 8x8 grey thumbnail, then a comparison of
@@ -23,11 +24,22 @@ one another (handwritten digits: nearly all), STRICT holds instead.  It drops on
 1,198 for resembling a test digit, and still finds 99 % of those saved at quality 50.
 """
 
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
 import cv2
 import numpy as np
+import torch
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
+from .images import Images
+
+PARTS = ("train", "val", "test")
+VERSION = 1  # raise it when the answers change: they are kept
 NEAR = 0.64  # see above
 STRICT = 0.97
 SELF_SIMILAR = 0.2
@@ -39,29 +51,80 @@ PAIRS = 128  # compared at once, few enough to stay in the processor's cache
 SIDE = 32  # pixels, of the images compared in colour
 
 
-def find_duplicates(pool_images, pool_hashes, labelled_images, labelled_hashes, skip=()):
-    """Which images of a pool are, or nearly are, in the labelled set.
+class Duplicate(NamedTuple):
+    position: int  # in the images asked about
+    match: int  # in the labelled images
+    similarity: float | None  # None: the very same pixels
 
-    *_images: uint8 (N, S, S, 3), any S;  *_hashes: uint8 (N, 16);  skip: pool positions to pass by
-    -> {position: reason}, by position
+
+class LeakGuard:
+    """The labelled images, and what they answer about blocks of a pool.
+
+    images    data.Images: those that train, those of validation, those of the test set
     """
-    known = {row.tobytes() for row in np.asarray(labelled_hashes)}
-    skip = set(skip)
-    rest = np.array([i for i in range(len(pool_images)) if i not in skip], np.int64)
-    exact = np.array([pool_hashes[i].tobytes() in known for i in rest], bool)
-    found = {int(i): "duplicate of a labelled image" for i in rest[exact]}
-    rest = rest[~exact]
-    if not len(labelled_images):
+
+    def __init__(self, labelled, parts, folder):
+        """labelled: LabelledSet;  parts: Split;  folder: where the answers are kept"""
+        own = {"train": parts.labelled, "val": parts.val}
+        train, test = Images.of(labelled.train_images), Images.of(labelled.test_images)
+        self.images = Images.joined(
+            *(train.subset(torch.from_numpy(rows)) for rows in own.values()), test
+        )
+        hashes = [labelled.train_hashes[rows] for rows in own.values()]
+        self.hashes = np.concatenate([*hashes, labelled.test_hashes])
+        names = [labelled.train_names[rows] for rows in own.values()]
+        self.names = np.concatenate([*names, labelled.test_names])
+        self.ends = np.cumsum([*map(len, own.values()), len(labelled.test_names)])
+        self.folder = Path(folder)
+        self._digest = hashlib.sha256(np.ascontiguousarray(self.hashes)).digest()
+        self._index = None
+
+    def part_of(self, duplicate):
+        """ "train", "val" or "test": where the labelled image of a Duplicate is from."""
+        return PARTS[int(np.searchsorted(self.ends, duplicate.match, side="right"))]
+
+    def reason(self, duplicate):
+        """Why a Duplicate is left out, for skipped.csv."""
+        like = f"of a labelled image: {self.part_of(duplicate)} {self.names[duplicate.match]}"
+        if duplicate.similarity is None:
+            return f"duplicate {like}"
+        return f"near-duplicate {like}, similarity {duplicate.similarity:.2f}"
+
+    def find(self, images, hashes):
+        """The duplicates in a block of a pool: list of Duplicate, by position.
+
+        images: data.Images (B of them), at the labelled images' size;  hashes: uint8 (B, 16), of
+        zeros where an image could not be read
+        """
+        facts = f"{VERSION} {images.shape} {self.images.shape}".encode()
+        digest = hashlib.sha256(facts + self._digest + hashes.tobytes())
+        path = self.folder / f"{digest.hexdigest()[:32]}.json"
+        try:
+            return [Duplicate(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        except (FileNotFoundError, ValueError, TypeError):  # not asked before, or damaged
+            found = self._find(images, hashes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".partial-{os.getpid()}")
+        partial.write_text(json.dumps(found), encoding="utf-8")
+        os.replace(partial, path)
         return found
 
-    index = _Index(labelled_images)
-    near = index.usual_threshold()
-    chunks = range(0, len(rest), CHUNK)
-    for start in tqdm(chunks, desc="duplicates", unit="chunk", disable=None, leave=False):
-        rows = rest[start : start + CHUNK]
-        hit = index.similarity(pool_images[rows]) >= near
-        found.update({int(i): "near-duplicate of a labelled image" for i in rows[hit]})
-    return dict(sorted(found.items()))
+    def _find(self, images, hashes):
+        known = {row.tobytes(): i for i, row in reversed(list(enumerate(self.hashes)))}
+        match = np.array([known.get(row.tobytes(), -1) for row in hashes], np.int64)
+        found = [Duplicate(int(i), int(match[i]), None) for i in np.flatnonzero(match >= 0)]
+        rest = np.flatnonzero((match < 0) & hashes.any(1))
+        if self._index is None:
+            self._index = _Index(self.images)
+        for start in tqdm(range(0, len(rest), CHUNK), desc="leak guard", unit="chunk",
+                          disable=None, leave=False):  # fmt: skip
+            rows = rest[start : start + CHUNK]
+            similarity, match = self._index.nearest(images[torch.from_numpy(rows)].numpy())
+            found += [
+                Duplicate(int(rows[i]), int(match[i]), round(float(similarity[i]), 4))
+                for i in np.flatnonzero(similarity >= self._index.threshold)
+            ]
+        return sorted(found)
 
 
 class _Index:
@@ -71,26 +134,31 @@ class _Index:
         self.images = images
         thumbnails, contrast = [], []
         for start in range(0, len(images), CHUNK):
-            unit, spread = _describe(_resize(images[start : start + CHUNK], 8))
+            unit, spread = _describe(_resize(images[start : start + CHUNK].numpy(), 8))
             thumbnails.append(unit)
             contrast.append(spread)
         self.thumbnails = np.concatenate(thumbnails)
         self.flat = np.flatnonzero(np.concatenate(contrast) < FLAT)
         self.neighbours = NearestNeighbors(algorithm="brute").fit(self.thumbnails)
+        self.threshold = self._usual_threshold()
 
-    def usual_threshold(self):
+    def _usual_threshold(self):
         """NEAR, or STRICT where the labelled images themselves are all alike."""
-        rows = np.random.RandomState(0).permutation(len(self.images))[:1000]
-        alike = self.similarity(self.images[np.sort(rows)], own=np.sort(rows)) >= NEAR
+        rows = np.sort(np.random.RandomState(0).permutation(len(self.images))[:1000])
+        alike = self.nearest(self._pixels(rows), own=rows)[0] >= NEAR
         return STRICT if alike.mean() > SELF_SIMILAR else NEAR
 
-    def similarity(self, images, own=None):
-        """The highest similarity of each image to a labelled one, 0 where none comes near.
+    def _pixels(self, rows):
+        return self.images[torch.from_numpy(rows)].numpy()
 
-        images: uint8 (B, S, S, 3);  own: (B,) labelled positions that do not count -> (B,)
+    def nearest(self, images, own=None):
+        """The labelled image most similar to each image: similarity (B,), position (B,).
+
+        images: uint8 (B, S, S, 3);  own: (B,) labelled positions that do not count
+        A similarity of 0 says that none comes near.
         """
         unit, contrast = _describe(_resize(images, 8))
-        best = np.zeros(len(images), np.float32)
+        best, which = np.zeros(len(images), np.float32), np.zeros(len(images), np.int64)
         count = min(NEIGHBOURS + (own is not None), len(self.thumbnails))
         distance, match = self.neighbours.kneighbors(unit, count)
         candidate = (distance < MAX_DISTANCE) & (contrast >= FLAT)[:, None]
@@ -99,20 +167,23 @@ class _Index:
         pairs = np.argwhere(candidate)
         for start in range(0, len(pairs), PAIRS):
             query, column = pairs[start : start + PAIRS].T
-            np.maximum.at(best, query, _compare(images[query], self.images[match[query, column]]))
+            similarity = _compare(images[query], self._pixels(match[query, column]))
+            for i, labelled, value in zip(query, match[query, column], similarity, strict=True):
+                if value > best[i]:
+                    best[i], which[i] = value, labelled
         rows = np.flatnonzero(contrast < FLAT)
         if len(rows) and len(self.flat) and own is None:
-            best[rows] = self._same_colours(images[rows])
-        return best
+            best[rows], which[rows] = self._same_colours(images[rows])
+        return best, which
 
     def _same_colours(self, images):
         """Images of almost no contrast have no shape to correlate: 1 where the colours agree."""
-        theirs = _resize(self.images[self.flat], 8).reshape(len(self.flat), -1)
+        theirs = _resize(self._pixels(self.flat), 8).reshape(len(self.flat), -1)
         nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(theirs)
         ours = _resize(images, 8).reshape(len(images), -1)
         match = self.flat[nearest.kneighbors(ours, return_distance=False)[:, 0]]
-        apart = np.abs(_resize(images, SIDE) - _resize(self.images[match], SIDE))
-        return apart.mean((1, 2, 3)) <= FLAT
+        apart = np.abs(_resize(images, SIDE) - _resize(self._pixels(match), SIDE))
+        return apart.mean((1, 2, 3)) <= FLAT, match
 
 
 def _resize(images, side):

@@ -1,5 +1,6 @@
 """Many images as uint8, wherever they lie: `images[index]` gives a batch."""
 
+from itertools import accumulate
 from mmap import mmap
 
 import numpy as np
@@ -7,27 +8,40 @@ import torch
 
 
 class Images:
-    """N images of S x S: rows of one or more uint8 tensors (n,S,S,3), memory-mapped or not.
+    """N images of S x S: the rows of one or more uint8 tensors (n,S,S,3), memory-mapped or not.
 
-    Nothing is copied before a batch is asked for, so a pool larger than memory streams from its
-    cache.  `images[index]` with index (B,) int64 is uint8 (B,S,S,3), on the CPU.
+    Nothing is copied before a batch is asked for, and nothing is kept for every image, so a pool
+    larger than memory streams from its cache.  `images[index]` with index (B,) int64, or a slice,
+    is uint8 (B,S,S,3), on the CPU.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, tensors, part, row):
-        """Image i is tensors[part[i]][row[i]]; `part`, `row`: (N,) int64."""
-        self.tensors, self.part, self.row = tensors, part, row
+    def __init__(self, tensors, chosen=None):
+        """The rows of all `tensors`, one after the other; or those at `chosen` (N,) int64."""
+        self.tensors, self.chosen = tensors, chosen
+        self._starts = torch.tensor([0, *accumulate(map(len, tensors))])
 
     @classmethod
     def of(cls, *arrays):
         """All the rows of NumPy arrays (n,S,S,3) uint8, one after the other."""
-        tensors = [torch.from_numpy(_silenced(array)) for array in arrays]
-        part = torch.cat([torch.full((len(array),), i) for i, array in enumerate(arrays)])
-        return cls(tensors, part, torch.cat([torch.arange(len(array)) for array in arrays]))
+        return cls([torch.from_numpy(_silenced(array)) for array in arrays])
+
+    @classmethod
+    def joined(cls, *parts):
+        """Several Images as one."""
+        tensors = [tensor for part in parts for tensor in part.tensors]
+        if all(part.chosen is None for part in parts):
+            return cls(tensors)
+        starts = accumulate((int(part._starts[-1]) for part in parts), initial=0)
+        rows = [part._rows() + start for start, part in zip(starts, parts, strict=False)]
+        return cls(tensors, torch.cat(rows))
+
+    def _rows(self):
+        return torch.arange(int(self._starts[-1])) if self.chosen is None else self.chosen
 
     def __len__(self):
-        return len(self.row)
+        return int(self._starts[-1]) if self.chosen is None else len(self.chosen)
 
     @property
     def shape(self):
@@ -38,18 +52,22 @@ class Images:
         return int(np.prod(self.shape))
 
     def __getitem__(self, index):
-        part, row = self.part[index], self.row[index]
+        if isinstance(index, slice):
+            index = torch.arange(*index.indices(len(self)))
+        rows = index if self.chosen is None else self.chosen[index]
         if len(self.tensors) == 1:
-            return self.tensors[0][row]
-        batch = torch.empty((len(row), *self.shape[1:]), dtype=torch.uint8)
-        for number, tensor in enumerate(self.tensors):
+            return self.tensors[0][rows]
+        part = torch.searchsorted(self._starts, rows, right=True) - 1
+        rows = rows - self._starts[part]
+        batch = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
+        for number in part.unique().tolist():
             here = part == number
-            batch[here] = tensor[row[here]]
+            batch[here] = self.tensors[number][rows[here]]
         return batch
 
     def subset(self, index):
-        """The images at `index` (M,), still uncopied."""
-        return Images(self.tensors, self.part[index], self.row[index])
+        """The images at `index` (M,) int64, still uncopied."""
+        return Images(self.tensors, index if self.chosen is None else self.chosen[index])
 
     def to(self, device):
         """A uint8 tensor (N,S,S,3) on `device` where that takes at most half of the memory free

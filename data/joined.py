@@ -4,30 +4,34 @@ from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from .duplicates import find_duplicates
+from .duplicates import PARTS
 from .images import Images
+
+BLOCK = 65_536  # entries whose duplicates are looked for, and remembered, together
+COUNTED = 2**24  # hashes compared at once for copies inside the pool: 128 MB
 
 
 class JoinedPools:
     """N entries of one or more pools, entries that cannot be used included.
 
-    images   data.Images of all N, zeros where unreadable
-    skipped  {position: reason}: what is not scored
-    truth    int64 (N,): the true class where it is known, else -1
+    images      data.Images of all N, zeros where unreadable
+    unreadable  {position: reason}
+    duplicates  {position: Duplicate}, what `guard` found; see `find_duplicates`
     """
 
     def __init__(self, pools):
         self.pools = pools
         self.starts = list(accumulate((len(pool) for pool in pools), initial=0))
-        self.images = Images.of(*(pool.images for pool in pools))
-        self.skipped = {
+        self.images = Images.joined(*map(_images_of, pools))
+        self.unreadable = {
             start + i: reason
             for start, pool in zip(self.starts, pools, strict=False)
             for i, reason in pool.skipped.items()
         }
-        unknown = [np.full(len(pool), -1) if pool.truth is None else pool.truth for pool in pools]
-        self.truth = np.concatenate(unknown)
+        self.guard, self.duplicates = None, {}
+        self._skipped = np.array(sorted(self.unreadable), np.int64)
 
     def __len__(self):
         return self.starts[-1]
@@ -36,10 +40,20 @@ class JoinedPools:
         number = int(np.searchsorted(self.starts, position, side="right")) - 1
         return self.pools[number], int(position) - self.starts[number]
 
+    def _blocks(self):
+        """Ranges of at most BLOCK entries: (position of the pool's first entry, pool, from, to)."""
+        for start, pool in zip(self.starts, self.pools, strict=False):
+            for first in range(0, len(pool), BLOCK):
+                yield start, pool, first, min(first + BLOCK, len(pool))
+
     def name_of(self, position):
         """<pool>/<path inside it, or index>, as in selection.csv."""
         pool, i = self._find(position)
         return pool.name_of(i)
+
+    def names_of(self, first, last):
+        """The names of the entries `first` to `last` - 1."""
+        return [self.name_of(position) for position in range(first, last)]
 
     def file_of(self, position):
         """The path of an image that is a file of its own, else None."""
@@ -57,26 +71,120 @@ class JoinedPools:
             raise ValueError(f"there is no image {min(missing)!r} in the pools")
         return np.array([found[name] for name in names])
 
-    def leave_out_duplicates(self, images, hashes):
-        """Skip what equals, or nearly equals, one of the labelled `images` (`find_duplicates`)."""
-        for start, pool in zip(self.starts, self.pools, strict=False):
-            found = find_duplicates(pool.images, pool.hashes, images, hashes, skip=pool.skipped)
-            self.skipped |= {start + i: reason for i, reason in found.items()}
+    def find_duplicates(self, guard, share=(0, 1), wait=lambda: None):
+        """Look for labelled images in the pool: fills `duplicates`; they are not `usable` then.
 
-    def tags(self, classes):
-        """The class that each image's folder is named after, -1 for none: int64 (N,).
-
-        Raises ValueError when no folder is named after a class.
+        guard: LeakGuard;  share: this process's number and how many there are;  wait(): returns
+        when every process has looked through its share
         """
-        plain = {_plain(name): number for number, name in enumerate(classes)}
-        tags = [
-            plain.get(_plain(pool.tags(i)), -1) if pool.tags else -1
-            for pool in self.pools
-            for i in range(len(pool))
-        ]
-        if max(tags) < 0:
+        self.guard, blocks = guard, list(self._blocks())
+        for _, *block in blocks[share[0] :: share[1]]:
+            _ask(guard, *block)
+        wait()  # the guard remembers its answers: all are there now
+        for start, pool, first, last in blocks:
+            for found in _ask(guard, pool, first, last):
+                self.duplicates[start + first + found.position] = found
+        skipped = self.unreadable.keys() | self.duplicates.keys()
+        self._skipped = np.array(sorted(skipped), np.int64)
+
+    def left_out(self):
+        """(position, reason) of every entry that is not scored, by position."""
+        for position in self._skipped.tolist():
+            found = self.duplicates.get(position)
+            reason = self.guard.reason(found) if found else self.unreadable[position]
+            yield position, reason
+
+    def count_left_out(self):
+        """How many entries are not scored, by kind: a dict for result.json."""
+        kinds = {"unreadable": len(self.unreadable)}
+        kinds |= {kind: dict.fromkeys(PARTS, 0) for kind in ("duplicate", "near_duplicate")}
+        for found in self.duplicates.values():
+            kind = "duplicate" if found.similarity is None else "near_duplicate"
+            kinds[kind][self.guard.part_of(found)] += 1
+        return kinds
+
+    def usable(self, first, last):
+        """Which of the entries `first` to `last` - 1 are to be scored: bool (last - first,)."""
+        mask = np.ones(last - first, bool)
+        low, high = np.searchsorted(self._skipped, [first, last])
+        mask[self._skipped[low:high] - first] = False
+        return mask
+
+    def truth_of(self, positions):
+        """The true classes where they are known, else -1: int64 (M,)."""
+        truth = np.full(len(positions), -1)
+        for start, pool in zip(self.starts, self.pools, strict=False):
+            if pool.truth is not None:
+                here = (positions >= start) & (positions < start + len(pool))
+                truth[here] = pool.truth[positions[here] - start]
+        return truth
+
+    def true_counts(self, num_classes):
+        """How many usable entries are known to be of each class: int64 (C,)."""
+        counts = np.zeros(num_classes, np.int64)
+        for start, pool in zip(self.starts, self.pools, strict=False):
+            if pool.truth is not None:
+                truth = pool.truth[self.usable(start, start + len(pool))]
+                counts += np.bincount(truth, minlength=num_classes)
+        return counts
+
+    def tags(self, classes, first, last):
+        """The class that the folder of each entry is named after, -1 for none: int64 (n,)."""
+        numbers = {_plain(name): number for number, name in enumerate(classes)}
+        entries = map(self._find, range(first, last))
+        tags = [numbers.get(_plain(pool.tags(i)), -1) if pool.tags else -1 for pool, i in entries]
+        return np.array(tags, np.int64)
+
+    def check_tags(self, classes):
+        """Raises ValueError when no folder is named after a class."""
+        blocks = ((start + first, start + last) for start, _, first, last in self._blocks())
+        if not any((self.tags(classes, *block) >= 0).any() for block in blocks):
             raise ValueError(f"no folder of the pool is named after a class such as {classes[0]!r}")
-        return np.array(tags)
+
+    def hashes(self, positions):
+        """`pixel_hash` of the entries at `positions` (M,): uint8 (M, 16), zeros if unreadable."""
+        hashes = [_hashes_of(*self._find(position)) for position in positions]
+        return np.concatenate(hashes).reshape(-1, 16)
+
+    def count_copies(self):
+        """How many entries have the same pixels as an earlier entry.
+
+        Their hashes are compared in passes over the pool, each over a share of the hashes.
+        """
+        passes, copies = -(-len(self) // COUNTED), 0
+        for number in range(passes):
+            keys = []
+            for _, pool, first, last in self._blocks():
+                key = _hashes_of(pool, first, last)[:, :8].copy().view(np.uint64)[:, 0]
+                keys.append(key[(key % passes == number) & (key != 0)])
+            keys = np.concatenate(keys)
+            copies += len(keys) - len(np.unique(keys))
+        return copies
+
+
+def _ask(guard, pool, first, last):
+    images = _images_of(pool).subset(torch.arange(first, last))
+    return guard.find(images, _hashes_of(pool, first, last))
+
+
+def _images_of(pool):
+    images = Images.of(*pool.images)
+    return images if pool.rows is None else images.subset(torch.from_numpy(pool.rows))
+
+
+def _hashes_of(pool, first, last=None):
+    """uint8 (last - first, 16) of the entries of one pool."""
+    last = first + 1 if last is None else last
+    if pool.rows is not None:
+        (hashes,) = pool.hashes
+        return np.asarray(hashes[pool.rows[first:last]])
+    parts, start = [], 0
+    for hashes in pool.hashes:
+        low, high = max(first - start, 0), min(last - start, len(hashes))
+        if low < high:
+            parts.append(hashes[low:high])
+        start += len(hashes)
+    return np.concatenate(parts)
 
 
 def _plain(name):

@@ -45,16 +45,19 @@ class Pool:
     truth: np.ndarray | None = None
     tags: Callable[[int], str] | None = None
     inputs: dict = field(default_factory=dict)
+    rows: np.ndarray | None = None
 
     def __len__(self):
-        return len(self.images)
+        return len(self.names)
 
     def name_of(self, i):
         """The entry's name as selection.csv has it: <pool>/<path inside it, or index>."""
         return f"{self.name}/{self.names[i]}"
 
 
-def open_pools(specs, data_dir, input_size, labelled=None, split=None):
+def open_pools(
+    specs, data_dir, input_size, labelled=None, split=None, share=(0, 1), wait=lambda: None
+):
     """Open the pools in the order given, each under a name of its own; -> list of Pool
 
     specs: heldout (needs `labelled` and `split`), cifar10, tiny-imagenet, stl10, patches, the path
@@ -77,7 +80,9 @@ def open_pools(specs, data_dir, input_size, labelled=None, split=None):
         while name in taken:
             number += 1
             name = f"{pool.name}-{number}"
-        pools.append(replace(pool, name=name, spec=spec))
+        pools.append(
+            replace(pool, name=name, spec=spec, images=[pool.images], hashes=[pool.hashes])
+        )
     return pools
 
 

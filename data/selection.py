@@ -3,11 +3,13 @@
 import csv
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+CHUNK = 65_536  # entries in memory at once
 HEADER = ["image", "label", "score", "rank"]
 
 
@@ -57,10 +59,69 @@ def write_skipped(path, skipped):
     _write_csv(path, ["image", "reason"], skipped)
 
 
-def write_scores(path, images, score, label):
-    """images (N,) str, score float32 (N,P) falling, label int32 (N,P); no pickles inside."""
+class ScoreFile:
+    """The P best classes of one entry after another, on the way to scores.npz."""
+
+    def __init__(self, path, p):
+        self.path = Path(path)
+        self.record = np.dtype([("score", np.float32, (p,)), ("label", np.int32, (p,))])
+
+    def open(self, rows):
+        """To be written after the first `rows` entries; what followed them is cut off."""
+        self._file = open(self.path, "r+b" if rows else "wb")  # noqa: SIM115 - open for a while
+        self._file.truncate(rows * self.record.itemsize)
+        self._file.seek(0, os.SEEK_END)
+
+    def write(self, score, label):
+        """score float32, label int (B,P)."""
+        rows = np.empty(len(score), self.record)
+        rows["score"], rows["label"] = score, label
+        self._file.write(rows.tobytes())
+
+    def flush(self):
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def read(self):
+        """The entries written, memory-mapped: fields score and label, (N,P) each."""
+        if not self.path.stat().st_size:  # nothing to map
+            return np.empty(0, self.record)
+        return np.memmap(self.path, self.record, "r")
+
+
+def write_scores(path, names, usable, files):
+    """scores.npz, a chunk at a time, no pickles inside: image (n,), score and label (n,P).
+
+    names(first, last): str of each entry;  usable(first, last): bool, entries to be written;
+    files: ScoreFile's that hold the N entries one after the other
+    """
+    chunks, start = [], 0
+    for file in files:
+        rows = file.read()
+        for first in range(0, len(rows), CHUNK):
+            last = min(first + CHUNK, len(rows))
+            chunks.append((rows[first:last], start + first, start + last))
+        start += len(rows)
+    count = longest = 0
+    for _, first, last in chunks:
+        here = usable(first, last)
+        count += int(here.sum())
+        longest = max(longest, *map(len, names(first, last)))
+    p = files[0].record["score"].shape[0]
+    columns = {
+        "image": (f"<U{longest}", (count,), lambda rows, first, last: names(first, last)),
+        "score": ("<f4", (count, p), lambda rows, first, last: rows["score"]),
+        "label": ("<i4", (count, p), lambda rows, first, last: rows["label"]),
+    }
     partial = Path(path).with_name("scores.partial.npz")
-    np.savez(partial, image=np.array(images, dtype=np.str_), score=score, label=label)
+    with zipfile.ZipFile(partial, "w") as archive:
+        for name, (kind, shape, column) in columns.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                header = {"descr": kind, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(member, header)
+                for chunk in chunks:
+                    values = np.asarray(column(*chunk), kind)[usable(*chunk[1:])]
+                    member.write(np.ascontiguousarray(values).tobytes())
     os.replace(partial, path)
 
 

@@ -84,13 +84,36 @@ def folder_data(tmp_path_factory):
 def folder_flags(folder_data):
     """Step 1's flags for that set; the later steps take them over."""
     data = ("--preset", "demo", "--dataset", "folder", "--data-dir", str(folder_data))
-    return (*data, *SMALL, "--batch-size", "4", "--epochs", "2", "--passes", "1")
+    training = ("--batch-size", "4", "--learning-rate", "0.05", "--epochs", "2", "--passes", "1")
+    return (*data, *SMALL, *training)
 
 
 LATER = {
     "samples": ("--unlabeled", "heldout", "--k", "5", "--p", "2"),
-    "student": ("--batch-size", "4", "--epochs", "2", "--passes", "1", "--ema-decay", "0.9"),
-    "finetuned": ("--batch-size", "4", "--epochs", "2", "--passes", "1", "--mixup", "0.2"),
+    "student": (
+        "--batch-size",
+        "4",
+        "--learning-rate",
+        "0.05",
+        "--epochs",
+        "2",
+        "--passes",
+        "1",
+        "--ema-decay",
+        "0.9",
+    ),
+    "finetuned": (
+        "--batch-size",
+        "4",
+        "--learning-rate",
+        "0.005",
+        "--epochs",
+        "2",
+        "--passes",
+        "1",
+        "--mixup",
+        "0.2",
+    ),
 }
 
 

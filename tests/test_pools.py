@@ -1,4 +1,4 @@
-"""Pools: broken files are listed and never stop a run; the cache; duplicates of labelled images.
+"""Pools: broken files are listed and never stop a run; the cache.
 
 pytest tests/test_pools.py
 """
@@ -25,7 +25,6 @@ import torchvision
 from data import (
     Unreadable,
     decode,
-    find_duplicates,
     fit_square,
     load_labelled,
     open_pools,
@@ -33,7 +32,6 @@ from data import (
     split,
 )
 from data import cache as cache_module
-from data import duplicates as duplicates_module
 from data import files as files_module
 from data import pools as pools_module
 from data.cache import open_cache
@@ -449,121 +447,6 @@ def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
     assert [again.tags(i) for i in range(2)] == ["n01", "n02"]
     assert (again.images == pool.images).all()
     assert not list((tmp_path / "data").glob("*.partial*"))
-
-
-def hashes_of(images):
-    return np.array([list(pixel_hash(image)) for image in images], np.uint8)
-
-
-def photographs(count, seed=0):
-    """Different images with structure at every scale, like photographs: (N, 32, 32, 3)."""
-    random, images = np.random.default_rng(seed), []
-    for _ in range(count):
-        layers = [
-            cv2.resize(random.normal(size=(s, s, 3)), (32, 32), interpolation=cv2.INTER_CUBIC)
-            * 32
-            / s
-            for s in (4, 8, 16, 32)
-        ]
-        images.append(np.clip(128 + 8 * sum(layers), 0, 255).astype(np.uint8))
-    return np.stack(images)
-
-
-CHANGES = {
-    "jpeg": lambda x: decode(encode(x, ".jpg", cv2.IMWRITE_JPEG_QUALITY, 60)),
-    "brighter": lambda x: np.clip(x * 1.08 + 6, 0, 255).astype(np.uint8),
-    "shifted": lambda x: np.roll(x, 1, axis=1),
-    "rescaled": lambda x: cv2.resize(
-        cv2.resize(x, (48, 48)), (32, 32), interpolation=cv2.INTER_AREA
-    ),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_near_duplicates_are_found(change):
-    labelled, others = photographs(60), photographs(40, seed=1)
-    altered = np.stack([CHANGES[change](image) for image in labelled[:20]])
-    pool = np.concatenate([others, altered, labelled[20:22]])
-    found = find_duplicates(pool, hashes_of(pool), labelled, hashes_of(labelled))
-    assert sorted(found) == list(range(40, 62))
-    reasons = [found[i] for i in range(40, 62)]
-    assert reasons[:20] == ["near-duplicate of a labelled image"] * 20
-    assert reasons[20:] == ["duplicate of a labelled image"] * 2
-    few = find_duplicates(pool, hashes_of(pool), labelled, hashes_of(labelled), skip=[40, 61])
-    assert sorted(few) == list(range(41, 61))
-
-
-def test_comparison_matches_the_slow_reference():
-    ours, theirs = photographs(6), photographs(6, seed=2)
-    theirs[:3] = np.roll(ours[:3], (1, -1), axis=(1, 2))
-
-    def reference(one, other):
-        scores = []
-        for down in (-1, 0, 1):
-            for right in (-1, 0, 1):
-                total = 0
-                for view in (lambda x: x - x.mean((0, 1)), detail):
-                    a = view(one)[1 + down : 31 + down, 1 + right : 31 + right].ravel()
-                    b = view(other)[1:31, 1:31].ravel()
-                    total += a @ b / np.sqrt((a @ a) * (b @ b))
-                scores.append(total / 2)
-        return max(scores)
-
-    def detail(x):
-        return np.clip(x - cv2.blur(x, (5, 5)), -8, 8)
-
-    expected = [
-        reference(a.astype(float), b.astype(float)) for a, b in zip(ours, theirs, strict=True)
-    ]
-    assert np.allclose(duplicates_module._compare(ours, theirs), expected, atol=1e-5)
-    assert min(expected[:3]) > 0.95 > 0.5 > max(expected[3:])
-
-
-def test_images_without_contrast_are_compared_by_colour():
-    def flat(*colour):
-        return np.full((32, 32, 3), colour, np.uint8)
-
-    labelled = np.concatenate([photographs(20), [flat(200, 30, 30)]])
-    pool = np.stack([flat(201, 30, 30), flat(30, 200, 30), flat(0, 0, 0)])
-    found = find_duplicates(pool, hashes_of(pool), labelled, hashes_of(labelled))
-    assert found == {0: "near-duplicate of a labelled image"}
-
-
-def test_digits_are_alike_but_not_duplicates(tmp_path):
-    digits = load_labelled("digits", tmp_path, 32)
-    images, hashes = digits.test_images, digits.test_hashes
-    found = find_duplicates(digits.train_images, digits.train_hashes, images, hashes)
-    assert len(found) < 5
-    copies = np.stack([CHANGES["jpeg"](image) for image in images[:100]])
-    found = find_duplicates(copies, hashes_of(copies), images, hashes)
-    assert len(found) > 95
-
-
-def real_cifar(count):
-    """The first images of the real CIFAR-100 test set, or None: (count, 32, 32, 3)."""
-    root = Path(os.environ.get("BSSL_REAL", Path(__file__).parents[2] / "shared" / "data"))
-    packed, images = root / "cifar100-test.tar.xz", []
-    if packed.exists():
-        with tarfile.open(packed, "r|xz") as archive:
-            for member in archive:
-                if member.isreg() and len(images) < count:
-                    images.append(decode(archive.extractfile(member).read()))
-    elif (root / "cifar100" / "test").is_dir():
-        paths = sorted((root / "cifar100" / "test").glob("*/*"))[:count]
-        images = [decode(path.read_bytes()) for path in paths]
-    return np.stack(images) if len(images) == count else None
-
-
-def test_near_duplicates_among_real_images():
-    images = real_cifar(1000)
-    if images is None:
-        pytest.skip("no real CIFAR-100; set BSSL_REAL to a folder with cifar100/test/<class>/*")
-    labelled, others = images[::2], images[1::2]
-    known = hashes_of(labelled)
-    assert len(find_duplicates(others, hashes_of(others), labelled, known)) < 20
-    for name in ("jpeg", "brighter", "rescaled"):
-        copies = np.stack([CHANGES[name](image) for image in labelled])
-        assert len(find_duplicates(copies, hashes_of(copies), labelled, known)) >= 495, name
 
 
 @pytest.mark.slow

@@ -52,8 +52,8 @@ def test_no_module_imports_a_script(module):
 
 
 @pytest.mark.parametrize("module", PURE)
-def test_the_parts_know_nothing_of_each_other(module):
-    assert imports_of(module) == set()
+def test_the_parts_know_nothing_of_each_other_but_that_there_may_be_several_processes(module):
+    assert imports_of(module) <= {"distributed"}
 
 
 @pytest.mark.parametrize("module", sorted({"checkpoint", "hubconf"} & FILES.keys()))

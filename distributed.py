@@ -1,0 +1,121 @@
+"""Several processes as one, under torchrun: who am I, how many are we, what do we agree on.
+
+    torchrun --nproc-per-node 2 make_sample_data.py --preset lab
+
+Without torchrun there is one process and every function here is free.
+"""
+
+import atexit
+import datetime
+import os
+import sys
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+PATIENCE = datetime.timedelta(days=2)  # of the first process for the last, in step 2
+
+
+def start():
+    """Join the processes that torchrun started with this one, if it did, until they end."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    atexit.register(dist.destroy_process_group)
+    if not is_first():  # one process speaks: the others would say the same
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+        sys.stderr = _NoTerminal(sys.stderr)
+
+
+class _NoTerminal:
+    """A stream for errors only: tqdm draws no bars where there is no terminal."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def isatty(self):
+        return False
+
+
+def rank():
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size():
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first():
+    """Whether this process writes the files and prints."""
+    return rank() == 0
+
+
+def local_rank():
+    """This process's number on its machine: that of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0
+
+
+def largest(number):
+    """The largest of the processes' numbers; every process waits for all others here."""
+    if not dist.is_initialized():
+        return number
+    numbers = torch.tensor(number, dtype=torch.float64)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    return type(number)(numbers.item())
+
+
+def wait():
+    """Go on when every process has come here."""
+    largest(0)
+
+
+@contextmanager
+def first_of_machine_first():
+    """Inside this context the machine's first process is alone; the others follow when it is done.
+
+    When it fails, torchrun ends the others.
+    """
+    if local_rank():
+        wait()
+    yield
+    if not local_rank():
+        wait()
+
+
+def total_(tensor):
+    """Add the processes' tensors up, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def same_(tensors):
+    """Give every process the first one's tensors, in place."""
+    for tensor in tensors if dist.is_initialized() else ():
+        dist.broadcast(tensor, 0)
+
+
+def share(count, unit=1):
+    """This process's contiguous range of `count` things, as (first, last + 1).
+
+    Its ends are multiples of `unit` (or `count` itself): a unit is never split.
+    """
+    units = -(-count // unit)
+    first, last = (units * number // size() * unit for number in (rank(), rank() + 1))
+    return min(first, count), min(last, count)
+
+
+def parallel(model):
+    """`model` with gradients that are the mean over the processes."""
+    if not dist.is_initialized():
+        return model
+    device = next(model.parameters()).device
+    return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)

@@ -1,0 +1,124 @@
+"""The walk over the pool in step 2: score, rank, save; stopped anywhere it goes on from there.
+
+The pool is scored in chunks of a fixed size.  Every process of a torchrun job has a contiguous
+range of whole chunks and a Selector of its own, so the number of processes changes no chunk, hence
+no score; and since merged rankings do not depend on how the pool was cut, the selection is the
+same, byte for byte.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import cli
+import distributed
+from data import JoinedPools, Normalise, selection
+from engine import predict
+from ranking import Selector
+
+SAVE_SECONDS = 60
+_AHEAD = 64  # chunks whose scores wait on the device: fetching each would hold up a GPU
+
+
+@dataclass
+class Job:
+    """Step 2 with everything settled, before its folder is touched."""
+
+    folder: Path
+    config: dict
+    teacher: checkpoint.Checkpoint
+    pool: JoinedPools
+
+
+@dataclass
+class Scored:
+    """A pool, scored and ranked."""
+
+    selector: Selector
+    scores: list[selection.ScoreFile]  # in pool order, one a process; none where not asked for
+    seconds: float
+
+
+def run(job, device, resume):
+    """Score and rank the pool; -> Scored, in the first process that of the whole pool."""
+    c, pool, number = job.config, job.pool, distributed.rank()
+    first, last = distributed.share(len(pool), c["batch_size"])
+    selector, spent = _selector(job, first, device), 0.0
+    path = job.folder / _state_file(number)
+    if resume and path.exists():
+        state = checkpoint.load(path)
+        spent = state.pop("seconds")
+        selector.load_state_dict(state)
+    scores, waiting = None, []
+    if c["save_scores"]:
+        scores = selection.ScoreFile(job.folder / _score_file(number), c["p"])
+        scores.open(selector.position - first)
+    began = saved = time.monotonic()
+    bar = tqdm(
+        total=last - first, initial=selector.position - first, unit="img", unit_scale=True,
+        disable=None, desc="scoring",
+    )  # fmt: skip
+
+    def drain():
+        for score, label in waiting if scores else ():
+            scores.write(score.cpu().numpy(), label.cpu().numpy())
+        waiting.clear()
+
+    def save():
+        drain()
+        if scores:
+            scores.flush()
+        seconds = spent + time.monotonic() - began
+        checkpoint.save({**selector.state_dict(), "seconds": seconds}, path)
+
+    normalise = Normalise(job.teacher.mean, job.teacher.std, device)
+    for start, logits in predict(
+        job.teacher.model, pool.images, normalise, c["batch_size"], selector.position, last
+    ):
+        end = start + len(logits)
+        usable, tags = torch.from_numpy(pool.usable(start, end)), None
+        if c["strategy"] == "tags":
+            tags = torch.from_numpy(pool.tags(job.teacher.classes, start, end))
+        waiting.append(selector.add(start, logits, usable, tags))
+        if len(waiting) == _AHEAD:
+            drain()
+        bar.update(len(logits))
+        stop = cli.interruption()  # once: a signal after this is the next chunk's
+        if stop or time.monotonic() - saved > SAVE_SECONDS:
+            save()
+            saved = time.monotonic()
+        if stop:
+            cli.stop(bar, job.folder, stop)
+    save()
+    bar.close()
+    seconds = distributed.largest(spent + time.monotonic() - began)  # all have saved by then
+    return _gather(job, selector, seconds)
+
+
+def _gather(job, selector, seconds):
+    """Let the first process take over what the others have ranked."""
+    processes = range(distributed.size())
+    for number in processes[1:] if distributed.is_first() else ():
+        other, state = _selector(job, 0, "cpu"), checkpoint.load(job.folder / _state_file(number))
+        other.load_state_dict(state)
+        selector.merge(other)
+    paths = [job.folder / _score_file(number) for number in processes]
+    files = [selection.ScoreFile(path, job.config["p"]) for path in paths]
+    return Scored(selector, files if job.config["save_scores"] else [], seconds)
+
+
+def _selector(job, start, device):
+    settings = {name: job.config[name] for name in ("strategy", "p", "k", "seed", "min_score")}
+    return Selector(len(job.teacher.classes), **settings, device=device, start=start)
+
+
+def _state_file(number):
+    return f"resume-{number}.pt" if number else "resume.pt"
+
+
+def _score_file(number):
+    return f"scores-{number}.bin"

@@ -1,0 +1,193 @@
+"""Two processes do what one does: torchrun with gloo on this machine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import LATER
+
+import distributed
+from data import Augment, Normalise
+from engine import fit
+from presets import Training
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def launch(script, *flags):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*LAUNCH, str(script), *map(str, flags)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process):
+    out, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    return out
+
+
+# --- engine -------------------------------------------------------------------------------------
+
+
+class Plain(torch.nn.Module):
+    """A network without batch statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3)
+        self.fc = torch.nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3)).float())
+
+
+def losses():
+    """The loss and top-1 of three epochs on 27 images in batches of 7 (odd halves: 4 and 3)."""
+    torch.manual_seed(0)
+    model = Plain()
+    images = torch.randint(0, 256, (27, 8, 8, 3), dtype=torch.uint8)
+    labels = torch.arange(27) % 4
+    recipe = Training(epochs=3, batch_size=7, learning_rate=0.05, ema_decay=0.9)
+    augment = Augment(Normalise([0.5] * 3, [0.25] * 3), "none", 4)
+    ticks = fit(model, images, torch.arange(27), labels, recipe, augment, seed=5)
+    epochs = [tick.metrics for tick in ticks if tick.metrics]
+    return [(epoch["train_loss"], epoch["train_top1"]) for epoch in epochs]
+
+
+LOSSES = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import distributed, test_distributed
+distributed.start()
+curve = test_distributed.losses()
+if distributed.is_first():
+    print(json.dumps([distributed.size(), curve]))
+"""
+
+
+def test_two_half_batches_give_the_loss_curve_of_one_whole_batch(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # float32, here and there
+    script = tmp_path / "losses.py"
+    script.write_text(LOSSES)
+    size, curve = json.loads(finish(launch(script, Path(__file__).parent)))
+    assert size == 2
+    assert np.allclose(curve, losses(), rtol=1e-5)
+
+
+def test_one_process_needs_no_group():
+    assert (distributed.rank(), distributed.size(), distributed.largest(3)) == (0, 1, 3)
+    assert distributed.share(1000, 512) == (0, 1000)
+
+
+@pytest.mark.parametrize("count", [0, 1, 511, 512, 513, 5000])
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_shares_are_whole_chunks_and_cover_everything_once(monkeypatch, count, size):
+    monkeypatch.setattr(distributed, "size", lambda: size)
+    ends = []
+    for number in range(size):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        ends.append(distributed.share(count, 512))
+    assert [first for first, _ in ends] == [0, *(last for _, last in ends[:-1])]
+    assert ends[-1][1] == count
+    assert all(first % 512 == 0 or first == count for first, _ in ends)
+
+
+# --- the four steps -----------------------------------------------------------------------------
+
+STEPS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import main, make_sample_data, student_train
+programs = {"main": main, "samples": make_sample_data, "student": student_train}
+for name, flags in json.loads(sys.argv[2]):
+    programs[name].main(flags)
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(folder_run, folder_flags, tmp_path_factory):
+    """The four stages, each by two processes, step 2 with the teacher of one process as well."""
+    base = tmp_path_factory.mktemp("two")
+    (base / "steps.py").write_text(STEPS)
+    where = ["--run-dir", str(base / "run"), "--device", "cpu"]
+    chunk = ["--batch-size", "8"]  # five chunks for two processes
+    lent = ["--run-dir", str(base / "lent"), "--teacher", str(folder_run / "teacher"), *chunk]
+    steps = [
+        ("main", [*folder_flags, *where]),
+        ("samples", [*LATER["samples"], *where]),
+        ("student", [*LATER["student"], *where]),
+        ("main", ["--student-network", "True", *LATER["finetuned"], *where]),
+        ("samples", [*LATER["samples"], "--device", "cpu", *lent]),
+    ]
+    out = finish(launch(base / "steps.py", ROOT, json.dumps(steps)))
+    return base, out
+
+
+def test_the_four_steps_run_and_one_process_writes(two_processes, folder_run):
+    base, out = two_processes
+    assert out.count("step 1: the teacher is trained") == 1
+    for stage in ("teacher", "samples", "student", "finetuned"):
+        folder = base / "run" / stage
+        assert {path.name for path in folder.iterdir() if "tfevents" not in path.name} == {
+            path.name for path in (folder_run / stage).iterdir() if "tfevents" not in path.name
+        }
+        config = json.loads((folder / "config.json").read_text())
+        assert config["processes"] == 2
+        if stage != "samples":
+            lines = (folder / "metrics.jsonl").read_text().splitlines()
+            assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
+    alone, result = (
+        json.loads((run / "teacher/result.json").read_text()) for run in (folder_run, base / "run")
+    )
+    assert result["images_processed"] == alone["images_processed"]
+
+
+def test_two_processes_select_what_one_selects_byte_for_byte(
+    two_processes, folder_run, step, tmp_path
+):
+    base, _ = two_processes
+    flags = (*LATER["samples"], "--teacher", folder_run / "teacher", "--batch-size", "8")
+    assert step("samples", tmp_path, *flags) == 0
+    for name in ("selection.csv", "scores.npz", "skipped.csv"):
+        ours, theirs = tmp_path / "samples" / name, base / "lent" / "samples" / name
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    results = [
+        json.loads((folder / "samples/result.json").read_text())
+        for folder in (tmp_path, base / "lent")
+    ]
+    for result in results:
+        del result["seconds"], result["images_per_second"]
+    assert results[0] == results[1]
+
+
+def test_two_stopped_processes_go_on_together(tmp_path, folder_flags):
+    flags = [*folder_flags, "--run-dir", tmp_path / "run", "--device", "cpu", "--epochs", "4000"]
+    process = launch(ROOT / "main.py", *flags)
+    metrics = tmp_path / "run/teacher/metrics.jsonl"
+    for _ in range(600):
+        if process.poll() is not None or (metrics.exists() and len(metrics.read_text()) > 1000):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=120)
+    assert "go on with --resume" in out, error
+    done = len(metrics.read_text().splitlines())
+    assert (tmp_path / "run/teacher/resume.pt").exists()
+    again = launch(ROOT / "main.py", *flags, "--resume")
+    for _ in range(600):
+        if again.poll() is not None or len(metrics.read_text().splitlines()) > done + 2:
+            break
+        time.sleep(0.1)
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=120)
+    epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
+    assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) > done

@@ -1,0 +1,234 @@
+"""The leak guard: copies of labelled images are found in the pool, near ones too.
+
+pytest tests/test_duplicates.py
+"""
+
+import os
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data import (
+    Images,
+    JoinedPools,
+    LabelledSet,
+    LeakGuard,
+    Split,
+    decode,
+    load_labelled,
+    pixel_hash,
+)
+from data import duplicates as duplicates_module
+from data.files import Names
+from data.pools import Pool
+
+
+def hashes_of(images):
+    return np.array([list(pixel_hash(image)) for image in images], np.uint8).reshape(-1, 16)
+
+
+def known(images, folder, train=10, val=10):
+    """A guard over made-up labelled images: the first train, the next validate, the rest test."""
+    hashes, names = hashes_of(images), np.array([f"{i}.png" for i in range(len(images))])
+    labels, cut = np.zeros(len(images), np.int64), train + val
+    labelled = LabelledSet(
+        "made-up", ("thing",), images[:cut], labels[:cut], names[:cut], hashes[:cut],
+        images[cut:], labels[cut:], names[cut:], hashes[cut:],
+    )  # fmt: skip
+    order = np.arange(cut)[::-1]  # no order that positions could be mistaken for
+    parts = Split(order[val:].copy(), order[:val].copy(), np.array([], np.int64))
+    return LeakGuard(labelled, parts, folder)
+
+
+def found_in(guard, images):
+    return {d.position: d for d in guard.find(Images.of(images), hashes_of(images))}
+
+
+def one_pool(images, name="made-up"):
+    names = Names(f"{i}.png" for i in range(len(images)))
+    return Pool(name, name, [images], [hashes_of(images)], names)
+
+
+def photographs(count, seed=0):
+    """Different images with structure at every scale, like photographs: (N, 32, 32, 3)."""
+    random, images = np.random.default_rng(seed), []
+    for _ in range(count):
+        layers = [
+            cv2.resize(random.normal(size=(s, s, 3)), (32, 32), interpolation=cv2.INTER_CUBIC)
+            * 32
+            / s
+            for s in (4, 8, 16, 32)
+        ]
+        images.append(np.clip(128 + 8 * sum(layers), 0, 255).astype(np.uint8))
+    return np.stack(images)
+
+
+def jpeg(image, quality):
+    """The image once it has been a JPEG file."""
+    return decode(
+        cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    )
+
+
+CHANGES = {
+    "jpeg": lambda x: jpeg(x, 60),
+    "brighter": lambda x: np.clip(x * 1.08 + 6, 0, 255).astype(np.uint8),
+    "shifted": lambda x: np.roll(x, 1, axis=1),
+    "rescaled": lambda x: cv2.resize(
+        cv2.resize(x, (48, 48)), (32, 32), interpolation=cv2.INTER_AREA
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_near_duplicates_are_found_with_the_images_they_repeat(change, tmp_path):
+    labelled, others = photographs(60), photographs(40, seed=1)
+    altered = np.stack([CHANGES[change](image) for image in labelled[:30]])
+    pool = np.concatenate([others, altered, labelled[30:32]])
+    guard = known(labelled, tmp_path)
+    found = found_in(guard, pool)
+    assert sorted(found) == list(range(40, 72))
+    for position in range(40, 72):
+        match = guard.images[[found[position].match]][0].numpy()
+        assert (match == labelled[position - 40]).all()
+    parts = [guard.part_of(found[position]) for position in range(40, 72)]
+    assert parts == ["train"] * 10 + ["val"] * 10 + ["test"] * 12
+    assert all(found[position].similarity > 0.64 for position in range(40, 70))
+    assert found[70].similarity is found[71].similarity is None
+    assert guard.reason(found[70]) == "duplicate of a labelled image: test 30.png"
+    assert guard.reason(found[55]).startswith(
+        "near-duplicate of a labelled image: val 15.png, similarity"
+    )
+
+
+def test_several_pools_leave_out_and_count_what_the_guard_finds(tmp_path):
+    labelled, others = photographs(60), photographs(9, seed=1)
+    first = np.concatenate([others[:5], labelled[[3]]])
+    second = np.concatenate([CHANGES["jpeg"](labelled[40])[None], others[5:], labelled[[12, 59]]])
+    pool = JoinedPools([one_pool(first), one_pool(second, "more")])
+    pool.find_duplicates(known(labelled, tmp_path))
+    assert list(pool.duplicates) == [5, 6, 11, 12]
+    assert pool.usable(4, 8).tolist() == [True, False, False, True]
+    assert pool.usable(0, 13).sum() == 9
+    assert pool.count_left_out() == {
+        "unreadable": 0,
+        "duplicate": {"train": 1, "val": 1, "test": 1},
+        "near_duplicate": {"train": 0, "val": 0, "test": 1},
+    }
+    reasons = dict(pool.left_out())
+    assert reasons[12] == "duplicate of a labelled image: test 59.png"
+
+
+def test_answers_are_remembered_and_forgotten_with_what_they_depend_on(tmp_path, monkeypatch):
+    labelled, pool = photographs(60), photographs(20, seed=1)
+    pool[7] = CHANGES["jpeg"](labelled[2])
+    answer = found_in(known(labelled, tmp_path), pool)
+    assert list(answer) == [7]
+    asked = []
+    search = LeakGuard._find
+    monkeypatch.setattr(
+        LeakGuard, "_find", lambda self, *block: asked.append(1) or search(self, *block)
+    )
+    assert found_in(known(labelled, tmp_path), pool) == answer and not asked
+    assert list(found_in(known(labelled[1:], tmp_path), pool)) == [7] and len(asked) == 1
+    pool[8] = labelled[30]
+    assert list(found_in(known(labelled, tmp_path), pool)) == [7, 8] and len(asked) == 2
+    for file in tmp_path.glob("*.json"):
+        file.write_text("[[")  # a damaged answer is worked out again
+    assert list(found_in(known(labelled, tmp_path), pool)) == [7, 8] and len(asked) == 3
+
+
+@pytest.mark.parametrize("at_once", [4, 2**24])
+def test_copies_inside_the_pool_are_counted_across_pools(monkeypatch, at_once):
+    monkeypatch.setattr("data.joined.COUNTED", at_once)
+    images = photographs(10)
+    pools = [one_pool(images[[0, 1, 1, 2]]), one_pool(images[[3, 0, 0, 4, 5, 1]], "more")]
+    assert JoinedPools(pools).count_copies() == 4
+
+
+def test_several_parts_of_a_pool_are_one(tmp_path):
+    images = photographs(10)
+    hashes, names = hashes_of(images), Names(f"{i}.png" for i in range(10))
+    parts = [slice(0, 3), slice(3, 4), slice(4, 10)]
+    cut = Pool("cut", "cut", [images[p] for p in parts], [hashes[p] for p in parts], names)
+    chosen = np.array([9, 3, 4, 3])
+    picked = Pool("some", "some", [images], [hashes], Names("abcd"), rows=chosen)
+    pool = JoinedPools([cut, picked])
+    assert len(pool) == 14
+    expected = np.concatenate([images, images[chosen]])
+    assert (pool.images[slice(None)].numpy() == expected).all()
+    assert (pool.hashes(range(14)) == hashes_of(expected)).all()
+
+
+def test_comparison_matches_the_slow_reference():
+    ours, theirs = photographs(6), photographs(6, seed=2)
+    theirs[:3] = np.roll(ours[:3], (1, -1), axis=(1, 2))
+
+    def reference(one, other):
+        scores = []
+        for down in (-1, 0, 1):
+            for right in (-1, 0, 1):
+                total = 0
+                for view in (lambda x: x - x.mean((0, 1)), detail):
+                    a = view(one)[1 + down : 31 + down, 1 + right : 31 + right].ravel()
+                    b = view(other)[1:31, 1:31].ravel()
+                    total += a @ b / np.sqrt((a @ a) * (b @ b))
+                scores.append(total / 2)
+        return max(scores)
+
+    def detail(x):
+        return np.clip(x - cv2.blur(x, (5, 5)), -8, 8)
+
+    expected = [
+        reference(a.astype(float), b.astype(float)) for a, b in zip(ours, theirs, strict=True)
+    ]
+    assert np.allclose(duplicates_module._compare(ours, theirs), expected, atol=1e-5)
+    assert min(expected[:3]) > 0.95 > 0.5 > max(expected[3:])
+
+
+def test_images_without_contrast_are_compared_by_colour(tmp_path):
+    def flat(*colour):
+        return np.full((32, 32, 3), colour, np.uint8)
+
+    labelled = np.concatenate([photographs(20), [flat(200, 30, 30)]])
+    pool = np.stack([flat(201, 30, 30), flat(30, 200, 30), flat(0, 0, 0)])
+    found = found_in(known(labelled, tmp_path), pool)
+    assert list(found) == [0] and found[0].match == 20
+
+
+def test_digits_are_alike_but_not_duplicates(tmp_path):
+    digits = load_labelled("digits", tmp_path, 32)
+    guard = known(digits.test_images, tmp_path)
+    assert len(found_in(guard, digits.train_images)) < 5
+    copies = np.stack([CHANGES["jpeg"](image) for image in digits.test_images[:100]])
+    assert len(found_in(guard, copies)) > 95
+
+
+def real_cifar(count):
+    """The first images of the real CIFAR-100 test set, or None: (count, 32, 32, 3)."""
+    root = Path(os.environ.get("BSSL_REAL", Path(__file__).parents[2] / "shared" / "data"))
+    packed, images = root / "cifar100-test.tar.xz", []
+    if packed.exists():
+        with tarfile.open(packed, "r|xz") as archive:
+            for member in archive:
+                if member.isreg() and len(images) < count:
+                    images.append(decode(archive.extractfile(member).read()))
+    elif (root / "cifar100" / "test").is_dir():
+        paths = sorted((root / "cifar100" / "test").glob("*/*"))[:count]
+        images = [decode(path.read_bytes()) for path in paths]
+    return np.stack(images) if len(images) == count else None
+
+
+def test_near_duplicates_among_real_images(tmp_path):
+    images = real_cifar(1000)
+    if images is None:
+        pytest.skip("no real CIFAR-100; set BSSL_REAL to a folder with cifar100/test/<class>/*")
+    labelled, others = images[::2], images[1::2]
+    guard = known(labelled, tmp_path)
+    assert len(found_in(guard, others)) < 20
+    for name in ("jpeg", "brighter", "rescaled"):
+        copies = np.stack([CHANGES[name](image) for image in labelled])
+        assert len(found_in(guard, copies)) >= 495, name
