@@ -17,7 +17,6 @@ import checkpoint
 import cli
 import diagnostics
 import distributed
-import figures
 import runlog
 import scoring
 from data import JoinedPools, LeakGuard, open_pools, selection
@@ -209,6 +208,8 @@ def write_skipped(folder, pool):
 
 def show(job, log, rows, truth, histogram):
     """TensorBoard: the best images of every class, scores, counts, accuracy by rank, the leaks."""
+    import figures  # here, as everywhere: matplotlib takes half a second to import
+
     position, label, score, rank = rows
     classes, board, k = job.teacher.classes, log.tensorboard, job.config["k"]
     known = truth >= 0
@@ -234,6 +235,8 @@ def show(job, log, rows, truth, histogram):
 
 def show_duplicates(pool, board):
     """Near-duplicates beside the labelled images they resemble, from the nearest to the limit."""
+    import figures
+
     near = [(at, found) for at, found in pool.duplicates.items() if found.similarity is not None]
     near.sort(key=lambda pair: -pair[1].similarity)
     if not near:

@@ -12,7 +12,6 @@ from tqdm import tqdm
 import checkpoint
 import cli
 import distributed
-import figures
 import runlog
 from data import Augment, Images, LabelledSet, Normalise, Split
 from engine import accuracy, fit, predict
@@ -232,6 +231,8 @@ def report(title, job, result, trained_on, more):
 
 def _show_batch(log, images, job, augment, mean, std, device):
     """The first training batch as the network sees it: augmented, normalisation undone."""
+    import figures  # here, as everywhere: matplotlib takes half a second to import
+
     torch.manual_seed(0)
     index = torch.linspace(0, len(job.rows) - 1, min(32, len(job.rows))).long()  # of all classes
     batch = images[job.rows[index].to(images.device)].to(device)
@@ -245,6 +246,8 @@ def _show_batch(log, images, job, augment, mean, std, device):
 
 def _show_test(job, log, model, prepare, logits, labels):
     """Confusion matrix, precision-recall curves, and the projector of test features."""
+    import figures
+
     board, epochs, number = log.tensorboard, job.recipe.epochs, len(job.classes)
     counts = (labels * number + logits.argmax(1)).bincount(minlength=number**2)
     matrix = counts.view(number, number).numpy()

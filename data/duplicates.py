@@ -33,7 +33,6 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from .images import Images
@@ -137,9 +136,14 @@ class _Index:
             unit, spread = _describe(_resize(images[start : start + CHUNK].numpy(), 8))
             thumbnails.append(unit)
             contrast.append(spread)
+        from sklearn.neighbors import NearestNeighbors  # a second to import, and seldom needed
+
         self.thumbnails = np.concatenate(thumbnails)
         self.flat = np.flatnonzero(np.concatenate(contrast) < FLAT)
         self.neighbours = NearestNeighbors(algorithm="brute").fit(self.thumbnails)
+        if len(self.flat):
+            flat = _resize(self._pixels(self.flat), 8).reshape(len(self.flat), -1)
+            self.colours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(flat)
         self.threshold = self._usual_threshold()
 
     def _usual_threshold(self):
@@ -178,10 +182,8 @@ class _Index:
 
     def _same_colours(self, images):
         """Images of almost no contrast have no shape to correlate: 1 where the colours agree."""
-        theirs = _resize(self._pixels(self.flat), 8).reshape(len(self.flat), -1)
-        nearest = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(theirs)
         ours = _resize(images, 8).reshape(len(images), -1)
-        match = self.flat[nearest.kneighbors(ours, return_distance=False)[:, 0]]
+        match = self.flat[self.colours.kneighbors(ours, return_distance=False)[:, 0]]
         apart = np.abs(_resize(images, SIDE) - _resize(self._pixels(match), SIDE))
         return apart.mean((1, 2, 3)) <= FLAT, match
 

@@ -68,7 +68,8 @@ class ScoreFile:
 
     def open(self, rows):
         """To be written after the first `rows` entries; what followed them is cut off."""
-        self._file = open(self.path, "r+b" if rows else "wb")  # noqa: SIM115 - open for a while
+        mode = "r+b" if rows else "wb"
+        self._file = open(self.path, mode, buffering=0)  # noqa: SIM115 - open for a while
         self._file.truncate(rows * self.record.itemsize)
         self._file.seek(0, os.SEEK_END)
 
@@ -79,7 +80,7 @@ class ScoreFile:
         self._file.write(rows.tobytes())
 
     def flush(self):
-        self._file.flush()
+        """Return when the entries are on the disk."""
         os.fsync(self._file.fileno())
 
     def read(self):

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.utils import shuffle
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def split(labels, seed, labels_per_class=None, val_per_class=0):
                 f"(--labels-per-class {labels_per_class or 'all'}, at least 1, and --val-per-class "
                 f"{val_per_class}); lower one of them"
             )
-        members = shuffle(members, random_state=random)
+        members = random.permutation(members)
         end = len(members) if labels_per_class is None else needed
         parts["val"].append(members[:val_per_class])
         parts["labelled"].append(members[val_per_class:end])

@@ -71,6 +71,34 @@ def test_config_holds_every_setting_the_versions_and_the_inputs(digits_run, stag
         assert config["training"]["epochs"] == 1 and config["training"]["model"] == "resnet8"
 
 
+@pytest.mark.parametrize(
+    "flags, rate",
+    [
+        (("--batch-size", 64), 0.1),  # the preset's 0.05 goes with 32
+        (("--batch-size", 64, "--learning-rate", 0.02), 0.02),
+        (("--epochs", 1), 0.05),
+    ],
+)
+def test_a_batch_size_alone_scales_the_learning_rate(
+    tmp_path, step, quick, digits_run, flags, rate
+):
+    data = read(digits_run / "teacher/config.json")["data_dir"]
+    short = (
+        "--preset",
+        "demo",
+        "--data-dir",
+        data,
+        "--input-size",
+        8,
+        "--epochs",
+        1,
+        "--passes",
+        1,
+    )
+    assert step("teacher", tmp_path, *short, *flags) == 0
+    assert read(tmp_path / "teacher/config.json")["training"]["learning_rate"] == rate
+
+
 @pytest.mark.parametrize("child", STAGES[1:])
 def test_every_stage_records_the_fingerprint_of_what_it_was_made_from(digits_run, child):
     parent = STAGES[STAGES.index(child) - 1]

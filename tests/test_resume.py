@@ -123,6 +123,49 @@ def test_a_selection_in_pieces_ends_with_the_same_bits(
     assert result_of(samples) == result_of(whole_selection)
 
 
+KILLED = """
+import os, signal, sys
+import make_sample_data, ranking, scoring
+scoring.SAVE_SECONDS, scoring._AHEAD = 0, 1
+add, calls = ranking.Selector.add, []
+def counted(self, *chunk):
+    calls.append(1)
+    if len(calls) == 3:
+        scoring.SAVE_SECONDS = 1e9  # the scores of what follows are written, the state is not
+    if len(calls) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return add(self, *chunk)
+ranking.Selector.add = counted
+make_sample_data.CHUNK = 4
+make_sample_data.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_a_selection_killed_in_the_middle_is_finished_by_resume(
+    run_before, stage_flags, step, monkeypatch
+):
+    monkeypatch.setattr(make_sample_data, "CHUNK", 4)
+    flags, whole = stage_flags["samples"], run_before("samples")
+    run = whole.with_name("killed")
+    shutil.copytree(whole, run)
+    assert step("samples", whole, *flags) == 0
+    command = [sys.executable, "-c", KILLED, *flags, "--run-dir", str(run), "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    samples = run / "samples"
+    assert 0 < torch.load(samples / "resume.pt")["position"] < 36
+    assert (samples / "scores-0.bin").stat().st_size // 16 > torch.load(samples / "resume.pt")[
+        "position"
+    ]
+    assert step("samples", run, *flags, "--resume") == 0
+    for name in ("selection.csv", "skipped.csv", "scores.npz"):
+        assert (samples / name).read_bytes() == (whole / "samples" / name).read_bytes()
+    assert result_of(samples) == result_of(whole / "samples")
+    assert not list(samples.glob("scores-*")) and not list(samples.glob("resume*"))
+
+
 @pytest.mark.parametrize("strategy", ["unbalanced", "tags"])
 def test_a_baseline_selection_in_pieces_ends_with_the_same_rows(
     run_before, step, stop_after, monkeypatch, folder_data, strategy

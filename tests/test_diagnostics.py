@@ -1,0 +1,48 @@
+"""The numbers that describe a selection, against a selection small enough to count by hand."""
+
+import numpy as np
+
+from diagnostics import compare, describe
+
+# Three classes, K = 10: class 0 keeps ten images, class 1 five, class 2 none.
+LABEL = np.array([0] * 10 + [1] * 5)
+RANK = np.array([*range(1, 11), *range(1, 6)])
+SCORE = np.concatenate([np.linspace(1, 0.1, 10), np.linspace(0.5, 0.1, 5)]).astype(np.float32)
+POSITION = np.array([*range(10), 0, 1, 20, 21, 22])  # images 0 and 1 stand for both classes
+
+
+def test_fill_overlap_and_scores():
+    numbers = describe(POSITION, LABEL, SCORE, RANK, 3, 10)
+    assert (numbers["selected"], numbers["unique_images"]) == (15, 13)
+    assert (numbers["unfilled"], numbers["classes_below_k"]) == (15, 2)
+    assert numbers["multi_label_percent"] == round(100 * 2 / 13, 4)
+    assert numbers["per_class_counts"] == [10, 5, 0]
+    scores = numbers["score_by_rank"]
+    assert scores["rank"] == [1, *range(1, 11)]
+    assert scores["q50"][0] == 0.75 and scores["q50"][-1] == 0.1  # of 1 and 0.5; of 0.1 alone
+    assert scores["q10"][0] == 0.55 and scores["q90"][0] == 0.95
+
+
+def test_a_rank_that_no_class_has_is_null():
+    scores = describe(POSITION[10:], LABEL[10:], SCORE[10:], RANK[10:], 3, 10)["score_by_rank"]
+    assert scores["q50"][5] is not None and scores["q50"][6:] == [None] * 5
+
+
+def test_more_rows_than_k_in_a_class_leave_the_other_places_unfilled():
+    numbers = describe(POSITION, LABEL, SCORE, RANK, 3, 6)  # unbalanced selections have such
+    assert numbers["unfilled"] == 18 - 6 - 5
+
+
+def test_accuracy_and_coverage_by_class_and_rank():
+    truth = np.array([0] * 9 + [2] + [0, 1, 1, -1, 1])  # one row of unknown truth
+    numbers = compare(LABEL, RANK, truth, np.array([18, 6, 4]), 10)
+    assert numbers["pseudo_label_accuracy"] == round(100 * 12 / 14, 4)
+    assert numbers["per_class_accuracy"] == [90.0, 75.0, None]
+    assert numbers["per_class_coverage"] == [50.0, 50.0, 0.0]
+    ranks = numbers["accuracy_by_rank"]
+    assert ranks["first_rank"] == list(range(1, 11))
+    assert ranks["percent"] == [50.0, 100, 100, 100, 100, 100, 100, 100, 100, 0.0]
+
+
+def test_nothing_is_said_of_right_and_wrong_without_the_truth():
+    assert compare(LABEL, RANK, np.full(15, -1), np.zeros(3, int), 10) == {}
