@@ -187,7 +187,7 @@ def write(args, job, log, scored):
         "skipped": len(pool) - scored.selector.scored,
         "left_out": pool.count_left_out(),
         "copies_in_pool": pool.count_copies(),
-        "copies_in_selection": len(kept) - len(np.unique(pool.hashes(kept), axis=0)),
+        "copies_in_selection": len(kept) - len(np.unique(pool.prints(kept), axis=0)),
         "p": c["p"],
         "k": c["k"],
         **diagnostics.describe(position, label, score, rank, len(classes), c["k"]),

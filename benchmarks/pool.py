@@ -38,7 +38,6 @@ from sklearn.datasets import load_sample_images
 import checkpoint
 import cli
 import engine
-import make_sample_data
 import scoring
 from data import JoinedPools, Normalise, open_pools
 from models import MODELS, build_model
@@ -120,13 +119,15 @@ class Bench:
     def ranked(self):
         """Seconds that `Selector.add` takes for the whole pool, the network left out."""
         selector = Selector(CLASSES, "ranked", P, K, device=self.device)
-        logits = 3 * torch.randn(self.args.batch_size, CLASSES, device=self.device)
-        self.wait()
-        began = time.perf_counter()
+        seconds = 0.0
         for start in range(0, len(self.pool), self.args.batch_size):
-            selector.add(start, logits.roll(start, 0))
-        self.wait()
-        return time.perf_counter() - began
+            logits = 3 * torch.randn(self.args.batch_size, CLASSES, device=self.device)
+            self.wait()
+            began = time.perf_counter()
+            selector.add(start, logits)
+            self.wait()
+            seconds += time.perf_counter() - began
+        return seconds
 
     @torch.no_grad()
     def predecessor(self):
@@ -250,8 +251,9 @@ def measure(args, folder):
                 parts += [more] if more else []
     median = {name: statistics.median(turns) for name, turns in seconds.items()}
     counted = len(bench.pool)
-    padded = -(-counted // args.batch_size) * args.batch_size  # forward takes whole batches
-    rates = {name: counted / median[name] for name in ways} | {"forward": padded / median["forward"]}
+    rates = {name: counted / median[name] for name in ways}
+    whole_batches = -(-counted // args.batch_size) * args.batch_size
+    rates["forward"] = whole_batches / median["forward"]
     return {
         "model": args.model,
         "input_size": args.input_size,

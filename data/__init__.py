@@ -1,7 +1,12 @@
 """Images: labelled sets and unlabelled pools as uint8 arrays.
 
 decode      bytes -> RGB pixels, the square crop, the hash of the pixels
-files       image files in folders and tar shards, names, digests
+rows        many images to rows of pixels in a file
+worker      a program that does so, for
+workers     decoding in processes of its own
+listing     the entries of a pool: names, stamps, parts
+files       image files in folders and tar shards
+tar         the members of a tar archive
 cache       decoded images on the disk, memory-mapped
 download    downloads that give up in time
 labelled    cifar100, cifar10, digits, folders, each in its canonical order
@@ -25,7 +30,7 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
 
 from . import selection
 from .augment import POLICIES, Augment, Normalise
-from .decode import IMAGE_SUFFIXES, Unreadable, decode, decode_file, fit_square, pixel_hash
+from .decode import IMAGE_SUFFIXES, Unreadable, decode, fingerprints, fit_square, pixel_hash
 from .duplicates import LeakGuard
 from .images import Images
 from .joined import JoinedPools
@@ -47,7 +52,7 @@ __all__ = [
     "Split",
     "Unreadable",
     "decode",
-    "decode_file",
+    "fingerprints",
     "fit_square",
     "load_labelled",
     "open_pools",

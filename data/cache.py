@@ -1,192 +1,218 @@
-"""Decode once: a folder of memory-mapped uint8 images, written whole or not at all.
+"""Decode once: folders of memory-mapped uint8 images, each written whole or not at all.
 
-    <cache_dir>/<name>-<size>px-<key>/images.npy   uint8 (N, size, size, 3)
-                                      hashes.npy   uint8 (N, 16), `pixel_hash` of every image
-                                      order.npy    int64 (N,), which entry each row came from
+    <cache_dir>/<name>-<size>px-<key>/images.npy   uint8 (n, size, size, 3)
+                                      prints.npy   uint8 (n, 16), `fingerprints` of the rows
+                                      hashes.npy   uint8 (n, 16), `pixel_hash` } labelled sets
+                                      order.npy    int64 (n,), see Part        } only
                                       meta.json    written last
 
-A folder can be deleted at any time; it is built again when it is next needed.
+A folder holds one part of a pool, or one part (train, test) of a labelled set.  It can be deleted
+at any time; it is built again when it is next needed.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
-from .decode import Unreadable, fit_square, pixel_hash
+from .workers import chunk_size, decode_all
 
-VERSION = 1  # raise it when the pixels or the files change
-CHUNK = 256  # images; large enough that a thread seldom waits for the interpreter
+VERSION = 2  # raise it when the pixels or the files change
+ROWS = 256  # copied at a time
 
 
 @dataclass(frozen=True)
-class Cache:
-    """images: uint8 (N, S, S, 3), read-only memory map;  hashes: uint8 (N, 16);  order: int64 (N,),
-    the entry each row came from;  skipped: {entry: reason}."""
+class Part:
+    """images: uint8 (n, S, S, 3), read-only memory map, zeros where skipped;  prints: uint8 (n, 16)
+    memory map, `fingerprints` of the images;  skipped: {entry: reason}
 
-    images: np.ndarray
-    hashes: np.ndarray
-    order: np.ndarray
-    skipped: dict[int, str]
-
-
-def open_cache(cache_dir, name, key, count, read, size, *, workers=None, arrange=None):
-    """Open the cache of `count` images, building it first where it is missing, stale or damaged.
-
-    key: JSON-able dict that changes when any image does
-    read(i): uint8 (H, W, 3), or raises Unreadable; called from several threads
-    arrange(hashes, skipped): int64 positions, the rows to keep in the order to keep them; None
-        keeps every entry in its place, those skipped as zeros
-
-    Raises ValueError when count is 0, and OSError (disk full, no permission) with nothing left.
+    Of a cache with an order also: hashes: uint8 (n, 16), `pixel_hash`;  order: int64 (n,), the
+    entry that each row came from.
     """
-    if count < 1:
-        raise ValueError(f"no images to cache for {name!r}; check that its folder holds images")
-    text = json.dumps([VERSION, size, count, key], sort_keys=True)
-    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
-    final = Path(cache_dir) / f"{name}-{size}px-{digest[:16]}"
-    cache = _load(final)
-    if cache is None:
-        _build(final, count, read, size, workers, arrange)
-        cache = _load(final)
-    if cache is None:
-        raise OSError(f"the cache {final} cannot be read back; delete it and try again")
-    return cache
+
+    folder: Path
+    images: np.ndarray
+    prints: np.ndarray
+    skipped: dict[int, str]
+    hashes: np.ndarray | None = None
+    order: np.ndarray | None = None
+
+
+class Cache:
+    """The parts of one pool, or the single part of a labelled set."""
+
+    def __init__(self, cache_dir, name, source, parts, size, arrange=None):
+        """
+        source: a Listing or Pictures;  size: side of the images
+        parts: [(start, stop, key)], consecutive entries of the source; key: JSON-able, changes when
+            any of these entries does
+        arrange(hashes, skipped): int64 positions, the rows to keep in the order to keep them; None
+            keeps every entry in its place
+
+        Raises ValueError where there are no entries.
+        """
+        if not parts:
+            raise ValueError(f"no images to cache for {name!r}; check that its folder holds images")
+        self.name, self.source, self.size, self.arrange = name, source, size, arrange
+        self.parts = []
+        for start, stop, key in parts:
+            text = json.dumps([VERSION, size, stop - start, key], sort_keys=True)
+            digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+            folder = Path(cache_dir).absolute() / f"{name}-{size}px-{digest[:16]}"
+            self.parts.append((start, stop, folder))
+
+    def build(self, share=(0, 1)):
+        """Build what is missing or damaged of the parts rank, rank + size, ..; share: (rank, size).
+
+        Raises OSError (disk full, no permission); nothing is left of the parts under way.
+        """
+        rank, size = share
+        missing = [part for part in self.parts[rank::size] if _load(part[2]) is None]
+        if missing:
+            _build(missing, self)
+
+    def open(self):
+        """Every part, built first where it is missing: -> [Part]."""
+        parts = [_load(folder) for *_, folder in self.parts]
+        if None in parts:
+            self.build()
+            parts = [_load(folder) for *_, folder in self.parts]
+        for (*_, folder), part in zip(self.parts, parts, strict=True):
+            if part is None:
+                raise OSError(f"the cache {folder} cannot be read back; delete it and try again")
+        return parts
 
 
 def _load(folder):
-    """The Cache in a folder, or None where it is missing, unfinished or damaged."""
+    """The Part in a folder, or None where it is missing, unfinished or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         for file, size in meta["bytes"].items():
             if (folder / file).stat().st_size != size:
                 return None
-        return Cache(
-            images=np.load(folder / "images.npy", mmap_mode="r"),
-            hashes=np.load(folder / "hashes.npy"),
-            order=np.load(folder / "order.npy"),
-            skipped={int(position): reason for position, reason in meta["skipped"].items()},
+        return Part(
+            folder=folder,
+            skipped={int(row): reason for row, reason in meta["skipped"].items()},
+            **{Path(file).stem: np.load(folder / file, mmap_mode="r") for file in meta["bytes"]},
         )
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
         return None
 
 
-def _build(final, count, read, size, workers, arrange):
-    """Write the cache beside its final place, then rename it: readers see all of it or nothing."""
-    partial = final.with_name(f"{final.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def _build(parts, cache):
+    """Decode the parts of a cache, one after the other without a pause between them."""
+    total, under_way = sum(stop - start for start, stop, _ in parts), {}
+    chunk = chunk_size(total)
+
+    def tasks():
+        for start, stop, folder in parts:
+            new = under_way[folder] = _NewPart(start, stop, folder, cache)
+            new.begin()
+            for first in range(start, stop, chunk):
+                last = min(first + chunk, stop)
+                task = new.task(first, cache.source.sources(first, last))
+                yield (new, first, last), task
+
+    def take(tag, prints, hashes, reasons):
+        new, first, last = tag
+        new.take(first, prints, hashes, reasons)
+        bar.update(last - first)
+        if last == new.stop:
+            new.finish()
+            del under_way[new.folder]
+
+    bar = tqdm(total=total, desc=f"decode {cache.name}", unit="image", disable=None, leave=False)
     try:
-        hashes, skipped = _write_images(partial / "images.npy", count, read, size, workers)
-        order = np.arange(count)
-        if arrange is not None:
-            order = np.asarray(arrange(hashes, skipped), np.int64)
-            _rearrange(partial / "images.npy", order)
-        np.save(partial / "hashes.npy", hashes[order])
-        np.save(partial / "order.npy", order)
-        sizes = {path.name: path.stat().st_size for path in partial.iterdir()}
-        meta = {"version": VERSION, "count": count, "bytes": sizes, "skipped": skipped}
-        (partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        _put_in_place(partial, final)
-    except BaseException:  # also Ctrl-C and SIGTERM: half a cache is of no use to anybody
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        with bar:
+            decode_all(tasks(), total, take, cache.source.in_memory)
+    finally:  # also at Ctrl-C and SIGTERM: half a part is of no use to anybody
+        for new in under_way.values():
+            new.remove()
 
 
-def _put_in_place(partial, final):
-    try:
-        os.rename(partial, final)
-    except OSError:
-        if _load(final) is None:  # what is there is damaged, not another process's finished work
-            shutil.rmtree(final, ignore_errors=True)
-            os.rename(partial, final)
-        else:
-            shutil.rmtree(partial, ignore_errors=True)
+class _NewPart:
+    """A part being built beside its final place: readers see all of it or nothing."""
 
+    def __init__(self, start, stop, folder, cache):
+        self.start, self.stop, self.folder = start, stop, folder
+        self.size, self.arrange = cache.size, cache.arrange
+        unusable = cache.source.unusable
+        self.skipped = {i - start: unusable[i] for i in range(start, stop) if i in unusable}
+        self.partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        self.images = self.partial / "images.npy"
+        self.prints = np.zeros((stop - start, 16), np.uint8)
+        self.hashes = None if self.arrange is None else np.zeros_like(self.prints)
 
-def _write_images(path, count, read, size, workers):
-    """Decode everything into an .npy file; -> hashes uint8 (count, 16), {position: reason}."""
-    hashes, skipped = np.zeros((count, 16), np.uint8), {}
+    def begin(self):
+        self.remove()
+        self.partial.mkdir(parents=True)
+        shape = self.stop - self.start, self.size, self.size, 3
+        self.offset = _create_npy(self.images, shape)
 
-    def decode_chunk(start):
-        stop = min(start + CHUNK, count)
-        images, reasons = np.zeros((stop - start, size, size, 3), np.uint8), {}
-        for i in range(start, stop):
-            try:
-                image = read(i)
-            except Unreadable as reason:
-                reasons[i] = str(reason)
+    def task(self, first, sources):
+        """The arguments of `rows.decode_rows` for the entries from `first` on."""
+        offset = self.offset + (first - self.start) * self.size * self.size * 3
+        canonical = self.hashes is not None
+        return {"file": str(self.images), "offset": offset, "size": self.size, "sources": sources,
+                "canonical": canonical}  # fmt: skip
+
+    def take(self, first, prints, hashes, reasons):
+        row = first - self.start
+        self.prints[row : row + len(prints)] = prints
+        if hashes is not None:
+            self.hashes[row : row + len(hashes)] = hashes
+        self.skipped |= {row + i: reason for i, reason in reasons.items()}
+
+    def finish(self):
+        order = slice(None)
+        if self.arrange is not None:
+            order = np.asarray(self.arrange(self.hashes, self.skipped), np.int64)
+            _rearrange(self.images, order)
+            np.save(self.partial / "hashes.npy", self.hashes[order])
+            np.save(self.partial / "order.npy", order)
+        np.save(self.partial / "prints.npy", self.prints[order])
+        sizes = {path.name: path.stat().st_size for path in self.partial.iterdir()}
+        meta = {"version": VERSION, "bytes": sizes, "skipped": dict(sorted(self.skipped.items()))}
+        (self.partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        self._put_in_place()
+
+    def _put_in_place(self):
+        try:
+            os.rename(self.partial, self.folder)
+        except OSError:
+            if _load(self.folder) is None:  # damaged, not another process's finished work
+                shutil.rmtree(self.folder, ignore_errors=True)
+                os.rename(self.partial, self.folder)
             else:
-                images[i - start] = fit_square(image, size)
-                hashes[i] = np.frombuffer(pixel_hash(image), np.uint8)
-        return images, reasons
+                self.remove()
 
-    workers = workers or min(32, os.cpu_count() or 1)
-    # Written with write(), not through a memory map: on a full disk a map kills the process by
-    # SIGBUS, where write() raises an OSError that can be reported.
-    with _npy_writer(path, (count, size, size, 3)) as file, _single_threaded_opencv():
-        bar = tqdm(total=count, desc=f"decode {path.parent.name.partition('.')[0]}", unit="image",
-                   disable=None, leave=False)  # fmt: skip
-        with bar, ThreadPoolExecutor(workers) as pool:
-            try:
-                for images, reasons in _in_order(
-                    pool, decode_chunk, range(0, count, CHUNK), workers
-                ):
-                    file.write(images)
-                    skipped.update(reasons)
-                    bar.update(len(images))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    return hashes, skipped
+    def remove(self):
+        shutil.rmtree(self.partial, ignore_errors=True)
 
 
-def _in_order(pool, function, arguments, workers):
-    """Like pool.map, but never more than a few results ahead of a slow disk."""
-    waiting = deque()
-    for argument in arguments:
-        waiting.append(pool.submit(function, argument))
-        if len(waiting) > 2 * workers:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+def _create_npy(path, shape):
+    """An .npy file of zeros, uint8, that takes no space yet; -> where its first row begins."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        offset = file.tell()
+        file.truncate(offset + int(np.prod(shape)))
+    return offset
 
 
 def _rearrange(path, order):
     """Rewrite images.npy with its rows in the given order."""
     images = np.load(path, mmap_mode="r")
     arranged = path.with_name("arranged.npy")
-    with _npy_writer(arranged, (len(order), *images.shape[1:])) as file:
-        for start in range(0, len(order), CHUNK):
-            file.write(np.ascontiguousarray(images[order[start : start + CHUNK]]))
+    offset = _create_npy(arranged, (len(order), *images.shape[1:]))
+    with open(arranged, "r+b") as file:
+        file.seek(offset)
+        for start in range(0, len(order), ROWS):
+            file.write(np.ascontiguousarray(images[order[start : start + ROWS]]))
     del images  # Windows replaces no file that is still mapped
     os.replace(arranged, path)
-
-
-@contextmanager
-def _npy_writer(path, shape):
-    """A file opened after the .npy header of a uint8 array of this shape."""
-    with open(path, "wb") as file:
-        header = {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
-        np.lib.format.write_array_header_1_0(file, header)
-        yield file
-
-
-@contextmanager
-def _single_threaded_opencv():
-    """The images are decoded side by side; OpenCV's own threads would only get in their way."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(0)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)

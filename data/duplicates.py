@@ -1,11 +1,12 @@
 """The leak guard: pool images that equal, or nearly equal, a labelled one are found and left out;
 a test image among them would be trained on.
 
-Exact copies have the same pixel hash.  Near copies (encoded again, brighter, cropped by a pixel)
-are found in two steps: the nearest labelled images by an 8x8 grey thumbnail, then a comparison of
-those few at 32x32 in colour.  `similarity` is the mean of two correlations, of the colours and of
-the detail left when a 5x5 blur is taken away, at the best of nine shifts by at most a pixel.
-Colours alone take one field under a sky for another; detail alone takes frames for each other.
+Exact copies have the same pixels at the network's input size.  Near copies (encoded again,
+brighter, cropped by a pixel) are found in two steps: the nearest labelled images by an 8x8 grey
+thumbnail, then a comparison of those few at 32x32 in colour.  `similarity` is the mean of two
+correlations, of the colours and of the detail left when a 5x5 blur is taken away, at the best of
+nine shifts by at most a pixel.  Colours alone take one field under a sky for another; detail alone
+takes frames for each other.
 
 NEAR was chosen on CIFAR-100, test against training set, by looking at pairs on both sides of it:
 
@@ -69,13 +70,13 @@ class LeakGuard:
         self.images = Images.joined(
             *(train.subset(torch.from_numpy(rows)) for rows in own.values()), test
         )
-        hashes = [labelled.train_hashes[rows] for rows in own.values()]
-        self.hashes = np.concatenate([*hashes, labelled.test_hashes])
+        prints = [labelled.train_prints[rows] for rows in own.values()]
+        self.prints = np.concatenate([*prints, labelled.test_prints])
         names = [labelled.train_names[rows] for rows in own.values()]
         self.names = np.concatenate([*names, labelled.test_names])
         self.ends = np.cumsum([*map(len, own.values()), len(labelled.test_names)])
         self.folder = Path(folder)
-        self._digest = hashlib.sha256(np.ascontiguousarray(self.hashes)).digest()
+        self._digest = hashlib.sha256(self.prints.tobytes()).digest()
         self._index = None
 
     def part_of(self, duplicate):
@@ -89,30 +90,34 @@ class LeakGuard:
             return f"duplicate {like}"
         return f"near-duplicate {like}, similarity {duplicate.similarity:.2f}"
 
-    def find(self, images, hashes):
+    def find(self, images, prints, skip=()):
         """The duplicates in a block of a pool: list of Duplicate, by position.
 
-        images: data.Images (B of them), at the labelled images' size;  hashes: uint8 (B, 16), of
-        zeros where an image could not be read
+        images: data.Images (B of them), at the labelled images' size;  prints: uint8 (B, 16), their
+        `fingerprints`;  skip: positions in the block to pass by
         """
         facts = f"{VERSION} {images.shape} {self.images.shape}".encode()
-        digest = hashlib.sha256(facts + self._digest + hashes.tobytes())
+        digest = hashlib.sha256(facts + self._digest + prints.tobytes() + bytes(str(skip), "ascii"))
         path = self.folder / f"{digest.hexdigest()[:32]}.json"
         try:
             return [Duplicate(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
         except (FileNotFoundError, ValueError, TypeError):  # not asked before, or damaged
-            found = self._find(images, hashes)
+            found = self._find(images, prints, skip)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".partial-{os.getpid()}")
         partial.write_text(json.dumps(found), encoding="utf-8")
         os.replace(partial, path)
         return found
 
-    def _find(self, images, hashes):
-        known = {row.tobytes(): i for i, row in reversed(list(enumerate(self.hashes)))}
-        match = np.array([known.get(row.tobytes(), -1) for row in hashes], np.int64)
-        found = [Duplicate(int(i), int(match[i]), None) for i in np.flatnonzero(match >= 0)]
-        rest = np.flatnonzero((match < 0) & hashes.any(1))
+    def _find(self, images, prints, skip):
+        known = {row.tobytes(): i for i, row in reversed(list(enumerate(self.prints)))}
+        match = np.array([known.get(row.tobytes(), -1) for row in prints], np.int64)
+        readable = np.ones(len(prints), bool)
+        readable[list(skip)] = False
+        found = [
+            Duplicate(int(i), int(match[i]), None) for i in np.flatnonzero((match >= 0) & readable)
+        ]
+        rest = np.flatnonzero((match < 0) & readable)
         if self._index is None:
             self._index = _Index(self.images)
         for start in tqdm(range(0, len(rest), CHUNK), desc="leak guard", unit="chunk",

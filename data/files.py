@@ -1,54 +1,17 @@
-"""What lies on the disk: image files in folders and tar shards, their names, digests, downloads."""
+"""What lies on the disk: image files in folders and tar shards."""
 
 import hashlib
 import os
-import tarfile
-from dataclasses import dataclass
+import stat
+from array import array
 
 import numpy as np
 
-from .decode import Unreadable, decode, decode_file, has_image_suffix
+from . import tar
+from .decode import has_image_suffix
+from .listing import Entries, Listing, Names
 
-
-class Names:
-    """Many names as two arrays.
-
-    A Python list of a million paths costs 100 MB, and its reference counts are copied into every
-    worker process page by page; this costs the characters.  names[i] -> str, names.raw(i) -> bytes.
-    """
-
-    def __init__(self, names):
-        names = [name.encode() if isinstance(name, str) else name for name in names]
-        self._text = b"".join(names)
-        self._ends = np.cumsum([0, *map(len, names)])
-
-    def __len__(self):
-        return len(self._ends) - 1
-
-    def __getitem__(self, i):
-        return self.raw(i).decode("utf-8", "backslashreplace")
-
-    def __iter__(self):
-        return (self[i] for i in range(len(self)))
-
-    def raw(self, i):
-        i = range(len(self))[i]  # IndexError out of range, negative positions from the end
-        return self._text[self._ends[i] : self._ends[i + 1]]
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Image entries in their order: names (N,); unusable {position: reason}; `digest`, of sorted
-    names and sizes, tells what the images are; `stamp` also changes when one is edited in place."""
-
-    names: Names
-    unusable: dict[int, str]
-    digest: str
-    stamp: str
-    read: object  # read(i) -> uint8 (H, W, 3), or raises Unreadable
-
-    def __len__(self):
-        return len(self.names)
+LOST = "truncated or damaged archive: the members after this are lost"
 
 
 def sha256_of_file(path):
@@ -67,54 +30,82 @@ def list_folder(root, folders=None):
     is hidden, and what has no image suffix, is no entry.
     Raises ValueError where a folder cannot be listed.
     """
-    root = os.fsencode(root)
-    tops = [root] if folders is None else [os.path.join(root, os.fsencode(f)) for f in folders]
-    paths = sorted(path for top in tops for path in _walk(top, root))
-    unusable, facts = {}, []
-    for i, name in enumerate(paths):
-        path = os.path.join(root, name)
-        reason, status = _examine(path, name)
-        if reason:
-            unusable[i] = reason
-        size = status.st_size if status else 0
-        # The mode, because a file that may not be read is listed too, until it may.
-        facts.append((name, size, (status.st_mtime_ns, status.st_mode) if status else 0))
-    names = Names(paths)
+    root = os.path.abspath(os.fsencode(root))
+    entries = Entries(width=3)
 
-    def read(i):
-        if i in unusable:
-            raise Unreadable(unusable[i])
-        return decode_file(os.path.join(root, names.raw(i)))
+    def collect():
+        for name, entry in _walk(root, folders):
+            reason, status = _examine(name, entry)
+            if status is None:
+                yield entries.add(name, 0, (0, 0, 0), reason)
+            elif not stat.S_ISDIR(status.st_mode):
+                # The mode, because a file that may not be read is listed too, until it may.
+                facts = status.st_size, status.st_mtime_ns, status.st_mode
+                yield entries.add(name, status.st_size, facts, reason)
 
-    return Listing(names, unusable, _digest(f[:2] for f in facts), _digest(facts), read)
+    names = Names(collect())
+    unusable, prefix = entries.unusable, os.path.join(root, b"")
+
+    def sources(start, stop):
+        found = names.raws(start, stop)
+        return [
+            None if i in unusable else (prefix + name, None, None)
+            for i, name in enumerate(found, start)
+        ]
+
+    return Listing(names, unusable, entries.digest.hexdigest(), entries.parts(names), sources)
 
 
-def _walk(top, root):
-    def stop(error):
+def _walk(root, folders):
+    """Yield (relative path, os.DirEntry) of what has an image suffix, in bytewise order."""
+    if folders is None:
+        levels = [_look_into(root, b"")]
+    else:
+        tops = sorted(os.fsencode(folder) + b"/" for folder in folders)
+        levels = [iter([(top, None) for top in tops])]
+    while levels:  # no recursion: folders may be nested deeper than Python's stack
+        for name, entry in levels[-1]:
+            if entry is None:
+                levels.append(_look_into(os.path.join(root, name), name))
+                break
+            yield name, entry
+        else:
+            levels.pop()
+
+
+def _look_into(folder, prefix):
+    """The image files and, with None, the folders in one folder, as they follow one another when
+    all the paths below are sorted."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith(b"."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    found.append((prefix + name + b"/", None))
+                elif has_image_suffix(name):
+                    found.append((prefix + name, entry))
+    except OSError as error:
         raise ValueError(
-            f"cannot list the folder {os.fsdecode(error.filename)!r}: {error.strerror}"
-        )
-
-    for folder, subfolders, files in os.walk(top, onerror=stop):
-        subfolders[:] = [name for name in subfolders if not name.startswith(b".")]
-        prefix = os.path.relpath(folder, root).replace(os.fsencode(os.sep), b"/") + b"/"
-        prefix = b"" if prefix == b"./" else prefix
-        for name in files:
-            if not name.startswith(b".") and has_image_suffix(name):
-                yield prefix + name
+            f"cannot list the folder {os.fsdecode(folder)!r}: {error.strerror}"
+        ) from None
+    found.sort(key=lambda pair: pair[0])
+    return iter(found)
 
 
-def _examine(path, name):
+def _examine(name, entry):
     """Why a file cannot be used, or None; and its os.stat, or None."""
     try:
-        status = os.stat(path)
+        status = entry.stat()
     except FileNotFoundError:
         return "dangling link", None
     except OSError as error:
         return f"cannot be opened: {error.strerror}", None
-    if not _is_utf8(name):
-        return "name is not UTF-8", status
-    return None, status
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file", status
+    return None if _is_utf8(name) else "name is not UTF-8", status
 
 
 def class_folders(folder):
@@ -139,55 +130,64 @@ def list_tars(shards):
     """The image members of uncompressed tar files.
 
     shards: paths, read in bytewise order of their names; members in archive order
-    -> Listing; names are shard/member
+    -> Listing; names are shard/member.  Where a shard is cut off or damaged, its members before
+    that count, and one more entry, unusable and named after the shard, stands for the lost ones.
 
-    Raises ValueError for a file that is not a tar archive, or a truncated one.
+    Raises ValueError for a file that is not a tar archive.
     """
-    shards = sorted(map(os.fspath, shards), key=os.fsencode)
-    base = os.path.commonpath([os.path.dirname(os.path.abspath(shard)) for shard in shards])
-    names, unusable, facts, places, seen = [], {}, [], [], set()
-    for number, shard in enumerate(shards):
-        prefix = os.fsencode(os.path.relpath(shard, base)).replace(os.fsencode(os.sep), b"/")
-        facts.append((prefix, os.path.getsize(shard), os.stat(shard).st_mtime_ns))
-        for member in _members(shard):
-            inside = member.name.removeprefix("./").encode("utf-8", "surrogateescape")
-            name = prefix + b"/" + inside
-            hidden = any(part.startswith(b".") for part in inside.split(b"/"))
-            if member.isdir() or hidden or not has_image_suffix(inside):
-                continue
-            reason = None if member.isreg() else "not a regular file"
-            reason = reason if _is_utf8(name) else "name is not UTF-8"
-            reason = "same name as an earlier member" if name in seen else reason
-            seen.add(name)
-            if reason:
-                unusable[len(names)] = reason
-            names.append(name)
-            facts.append((name, member.size))
-            places.append((number, member.offset_data, member.size))
-    places, names = np.array(places, np.int64).reshape(-1, 3), Names(names)
+    shards = sorted(os.path.abspath(os.fsencode(shard)) for shard in shards)
+    base = os.path.commonpath([os.path.dirname(shard) for shard in shards])
+    entries, places = Entries(width=4), array("q")
 
-    def read(i):
-        if i in unusable:
-            raise Unreadable(unusable[i])
-        number, offset, size = map(int, places[i])
-        with open(shards[number], "rb") as file:
-            file.seek(offset)
-            return decode(file.read(size))
+    def collect():
+        for number, shard in enumerate(shards):
+            status, seen = os.stat(shard), set()
+            prefix = os.path.relpath(shard, base).replace(os.fsencode(os.sep), b"/")
+            facts = status.st_size, status.st_mtime_ns
+            try:
+                for member in tar.members(shard):
+                    inside = member.name.removeprefix(b"./")
+                    if (
+                        _is_hidden(inside)
+                        or member.kind == "folder"
+                        or not has_image_suffix(inside)
+                    ):
+                        continue
+                    name = prefix + b"/" + inside
+                    reason = _member_fault(member, name, seen)
+                    places.extend((number, member.offset, member.size))
+                    yield entries.add(
+                        name, member.size, (*facts, member.offset, member.size), reason
+                    )
+            except tar.Damaged:
+                places.extend((number, 0, 0))
+                yield entries.add(prefix, 0, (*facts, 0, 0), LOST)
 
-    return Listing(names, unusable, _digest(f[:2] for f in facts), _digest(facts), read)
+    names = Names(collect())
+    where, unusable = np.array(places).reshape(-1, 3), entries.unusable
+
+    def sources(start, stop):
+        return [
+            None if i in unusable else (shards[number], offset, size)
+            for i, (number, offset, size) in enumerate(where[start:stop].tolist(), start)
+        ]
+
+    return Listing(names, unusable, entries.digest.hexdigest(), entries.parts(names), sources)
 
 
-def _members(shard):
-    try:
-        # "r:" takes no compressed archives: their members cannot be reached by position.
-        with tarfile.open(shard, "r:", encoding="utf-8", errors="surrogateescape") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # else it remembers every member of a shard
-                yield member
-    except (tarfile.TarError, EOFError) as error:
-        raise ValueError(
-            f"{shard!r} cannot be read as an uncompressed tar archive ({error}); make it again"
-        ) from None
+def _is_hidden(name):
+    return name.startswith(b".") or b"/." in name
+
+
+def _member_fault(member, name, seen):
+    """Why a member cannot be used, or None; `seen`: names of its archive so far."""
+    repeated = name in seen
+    seen.add(name)
+    if repeated:
+        return "same name as an earlier member"
+    if not _is_utf8(name):
+        return "name is not UTF-8"
+    return None if member.kind == "file" else "not a regular file"
 
 
 def _is_utf8(name):
@@ -196,12 +196,3 @@ def _is_utf8(name):
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _digest(facts):
-    """sha256 over sorted tuples that start with a name (bytes)."""
-    digest = hashlib.sha256()
-    for name, *numbers in sorted(facts):
-        # The length first: a name may hold any character but NUL, line ends included.
-        digest.update(b"%d:%s:%s\n" % (len(name), name, repr(numbers).encode()))
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from .duplicates import PARTS
 from .images import Images
 
 BLOCK = 65_536  # entries whose duplicates are looked for, and remembered, together
-COUNTED = 2**24  # hashes compared at once for copies inside the pool: 128 MB
+COUNTED = 2**24  # prints compared at once for copies inside the pool: 128 MB
 
 
 class JoinedPools:
@@ -31,7 +31,7 @@ class JoinedPools:
             for i, reason in pool.skipped.items()
         }
         self.guard, self.duplicates = None, {}
-        self._skipped = np.array(sorted(self.unreadable), np.int64)
+        self._skipped = self._unreadable = np.array(sorted(self.unreadable), np.int64)
 
     def __len__(self):
         return self.starts[-1]
@@ -78,14 +78,19 @@ class JoinedPools:
         when every process has looked through its share
         """
         self.guard, blocks = guard, list(self._blocks())
-        for _, *block in blocks[share[0] :: share[1]]:
-            _ask(guard, *block)
+        for block in blocks[share[0] :: share[1]]:
+            self._ask(*block)
         wait()  # the guard remembers its answers: all are there now
         for start, pool, first, last in blocks:
-            for found in _ask(guard, pool, first, last):
+            for found in self._ask(start, pool, first, last):
                 self.duplicates[start + first + found.position] = found
         skipped = self.unreadable.keys() | self.duplicates.keys()
         self._skipped = np.array(sorted(skipped), np.int64)
+
+    def _ask(self, start, pool, first, last):
+        images = _images_of(pool).subset(torch.arange(first, last))
+        skip = np.flatnonzero(~self._readable(start + first, start + last)).tolist()
+        return self.guard.find(images, _prints_of(pool, first, last), skip)
 
     def left_out(self):
         """(position, reason) of every entry that is not scored, by position."""
@@ -105,10 +110,10 @@ class JoinedPools:
 
     def usable(self, first, last):
         """Which of the entries `first` to `last` - 1 are to be scored: bool (last - first,)."""
-        mask = np.ones(last - first, bool)
-        low, high = np.searchsorted(self._skipped, [first, last])
-        mask[self._skipped[low:high] - first] = False
-        return mask
+        return _outside(self._skipped, first, last)
+
+    def _readable(self, first, last):
+        return _outside(self._unreadable, first, last)
 
     def truth_of(self, positions):
         """The true classes where they are known, else -1: int64 (M,)."""
@@ -141,30 +146,34 @@ class JoinedPools:
         if not any((self.tags(classes, *block) >= 0).any() for block in blocks):
             raise ValueError(f"no folder of the pool is named after a class such as {classes[0]!r}")
 
-    def hashes(self, positions):
-        """`pixel_hash` of the entries at `positions` (M,): uint8 (M, 16), zeros if unreadable."""
-        hashes = [_hashes_of(*self._find(position)) for position in positions]
-        return np.concatenate(hashes).reshape(-1, 16)
+    def prints(self, positions):
+        """`fingerprints` of the entries at `positions` (M,): uint8 (M, 16)."""
+        prints = [_prints_of(*self._find(position)) for position in positions]
+        return np.concatenate(prints).reshape(-1, 16)
 
     def count_copies(self):
-        """How many entries have the same pixels as an earlier entry.
+        """How many entries have the same pixels as an earlier one, at the network's input size.
 
-        Their hashes are compared in passes over the pool, each over a share of the hashes.
+        Their prints are compared in passes over the pool, each over a share of the prints.
         """
         passes, copies = -(-len(self) // COUNTED), 0
         for number in range(passes):
             keys = []
-            for _, pool, first, last in self._blocks():
-                key = _hashes_of(pool, first, last)[:, :8].copy().view(np.uint64)[:, 0]
-                keys.append(key[(key % passes == number) & (key != 0)])
+            for start, pool, first, last in self._blocks():
+                key = _prints_of(pool, first, last)[:, :8].copy().view(np.uint64)[:, 0]
+                key = key[self._readable(start + first, start + last)]
+                keys.append(key[key % passes == number])
             keys = np.concatenate(keys)
             copies += len(keys) - len(np.unique(keys))
         return copies
 
 
-def _ask(guard, pool, first, last):
-    images = _images_of(pool).subset(torch.arange(first, last))
-    return guard.find(images, _hashes_of(pool, first, last))
+def _outside(positions, first, last):
+    """Which of `first` to `last` - 1 are not among the sorted `positions`."""
+    mask = np.ones(last - first, bool)
+    low, high = np.searchsorted(positions, [first, last])
+    mask[positions[low:high] - first] = False
+    return mask
 
 
 def _images_of(pool):
@@ -172,18 +181,18 @@ def _images_of(pool):
     return images if pool.rows is None else images.subset(torch.from_numpy(pool.rows))
 
 
-def _hashes_of(pool, first, last=None):
+def _prints_of(pool, first, last=None):
     """uint8 (last - first, 16) of the entries of one pool."""
     last = first + 1 if last is None else last
     if pool.rows is not None:
-        (hashes,) = pool.hashes
-        return np.asarray(hashes[pool.rows[first:last]])
+        (prints,) = pool.hashes
+        return np.asarray(prints[pool.rows[first:last]])
     parts, start = [], 0
-    for hashes in pool.hashes:
-        low, high = max(first - start, 0), min(last - start, len(hashes))
+    for prints in pool.hashes:
+        low, high = max(first - start, 0), min(last - start, len(prints))
         if low < high:
-            parts.append(hashes[low:high])
-        start += len(hashes)
+            parts.append(prints[low:high])
+        start += len(prints)
     return np.concatenate(parts)
 
 

@@ -11,13 +11,15 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torchvision.datasets.utils import check_integrity
 
-from .cache import open_cache
-from .decode import fit_square, pixel_hash
+from .cache import Cache
+from .decode import fingerprints, fit_square, pixel_hash
 from .download import downloading, require_answer
 from .files import class_folders, list_folder, sha256_of_file
+from .listing import Pictures
 
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
 CIFAR = {"cifar100": ("CIFAR100", 100), "cifar10": ("CIFAR10", 10)}  # torchvision's class, classes
+COLUMNS = ("images", "labels", "names", "hashes", "prints", "cache")
 MAX_UNREADABLE = 0.01  # of a labelled set; more is no accident of single files
 
 
@@ -26,8 +28,9 @@ class LabelledSet:
     """Train and test images, each sorted by class, then pixel hash, then name.
 
     *_images: uint8 (N, S, S, 3);  *_labels: int64 (N,), positions in `classes`;
-    *_hashes: uint8 (N, 16), `pixel_hash`;  *_names: str (N,), path inside the set or its index;
-    inputs: JSON-able dict: kind, path, digest
+    *_hashes: uint8 (N, 16), `pixel_hash`;  *_prints: uint8 (N, 16), `fingerprints` of the images;
+    *_names: str (N,), path inside the set or its index;  *_cache: the Path of the folder that the
+    images lie in, None where they are in memory only;  inputs: JSON-able dict: kind, path, digest
     """
 
     name: str
@@ -36,10 +39,14 @@ class LabelledSet:
     train_labels: np.ndarray
     train_names: np.ndarray
     train_hashes: np.ndarray
+    train_prints: np.ndarray
+    train_cache: Path | None
     test_images: np.ndarray
     test_labels: np.ndarray
     test_names: np.ndarray
     test_hashes: np.ndarray
+    test_prints: np.ndarray
+    test_cache: Path | None
     inputs: dict = field(default_factory=dict)
 
 
@@ -104,8 +111,8 @@ def _load_archive(name, archive, data_dir, size):
         labels = np.array(pickles.targets, np.int64)
         names = np.arange(len(labels)).astype(str)
         key = {"part": part, "files": digest}
-        read = pickles.data.__getitem__
-        parts[part] = _arranged(f"{name}-{part}", data_dir, key, labels, names, read, size)
+        source = Pictures(len(labels), pickles.data.__getitem__)
+        parts[part] = _arranged(f"{name}-{part}", data_dir, key, labels, names, source, size)
     inputs = {"kind": "torchvision", "path": str(folder), "digest": digest}
     return _labelled_set(name, train.classes, parts, inputs)
 
@@ -126,9 +133,10 @@ def _load_folders(name, root, data_dir, size, expected=None):
                 raise ValueError(
                     f"the class folder {str(folder / c)!r} holds no images; fill it or remove it"
                 )
-        key = {"part": part, "path": str(folder.resolve()), "stamp": listing.stamp}
+        stamps = [stamp for *_, stamp in listing.parts]
+        key = {"part": part, "path": str(folder.resolve()), "stamps": stamps}
         digest[part] = listing.digest
-        parts[part] = _arranged(f"{name}-{part}", data_dir, key, labels, names, listing.read, size)
+        parts[part] = _arranged(f"{name}-{part}", data_dir, key, labels, names, listing, size)
     inputs = {"kind": "folder", "path": str(root), "digest": digest}
     return _labelled_set(name, classes, parts, inputs)
 
@@ -163,15 +171,16 @@ def _checked_classes(name, root, expected):
     return train
 
 
-def _arranged(name, data_dir, key, labels, names, read, size):
-    """One part in its canonical order; -> images, labels, names, hashes."""
+def _arranged(name, data_dir, key, labels, names, source, size):
+    """One part in its canonical order; -> its columns of LabelledSet."""
 
     def arrange(hashes, skipped):
         keep = np.setdiff1d(np.arange(len(labels)), list(skipped))
         keep = sorted(keep, key=lambda i: (labels[i], hashes[i].tobytes(), names[i]))
         return np.array(keep, np.int64)
 
-    cache = open_cache(data_dir / "cache", name, key, len(labels), read, size, arrange=arrange)
+    whole = [(0, len(labels), key)] if len(labels) else []
+    [cache] = Cache(data_dir / "cache", name, source, whole, size, arrange).open()
     if cache.skipped:
         position, reason = next(iter(cache.skipped.items()))
         found = (
@@ -183,14 +192,15 @@ def _arranged(name, data_dir, key, labels, names, read, size):
         warnings.warn(f"{found}; left out", stacklevel=2)
     if lost := set(labels.tolist()) - set(labels[cache.order].tolist()):
         raise ValueError(f"{name}: no image of class {min(lost)} can be read; replace them")
-    return cache.images, labels[cache.order], names[cache.order], cache.hashes
+    order = cache.order
+    return cache.images, labels[order], names[order], cache.hashes, cache.prints, cache.folder
 
 
 def _labelled_set(name, classes, parts, inputs):
     columns = {
         f"{part}_{column}": values
         for part, arrays in parts.items()
-        for column, values in zip(("images", "labels", "names", "hashes"), arrays, strict=True)
+        for column, values in zip(COLUMNS, arrays, strict=True)
     }
     inputs = {**inputs, "pixels": _pixels_digest(columns)}
     return LabelledSet(name=name, classes=tuple(classes), inputs=inputs, **columns)
@@ -218,7 +228,9 @@ def _load_digits(size):
     arrays = {}
     for part, chosen in zip(("train", "test"), parts, strict=True):
         order = sorted(chosen, key=lambda i: (labels[i], hashes[i].tobytes(), i))
-        arrays[part] = fitted[order], labels[order], names[order], hashes[order]
+        images = fitted[order]
+        columns = labels[order], names[order], hashes[order], fingerprints(images), None
+        arrays[part] = images, *columns
     inputs = {
         "kind": "digits",
         "path": "sklearn.datasets.load_digits",

@@ -13,11 +13,13 @@ import torchvision
 from sklearn.datasets import load_sample_images
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
-from .cache import open_cache
-from .decode import fit_square, pixel_hash
+from . import listing
+from .cache import Cache
+from .decode import fingerprints, fit_square, pixel_hash
 from .download import downloading, require_answer
-from .files import Names, list_folder, list_tars, sha256_of_file
+from .files import list_folder, list_tars, sha256_of_file
 from .labelled import load_cifar_copy
+from .listing import Names, Pictures
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -29,7 +31,11 @@ WAY_OUT = "give a folder of images with --unlabeled, or use heldout or patches (
 class Pool:
     """One pool.  Positions 0 .. N-1 count every entry, those skipped as well.
 
-    images: uint8 (N, S, S, 3), zeros where skipped;  hashes: uint8 (N, 16), `pixel_hash`
+    images: [uint8 (n, S, S, 3)], one read-only array a part, mostly a memory map; entry i is row i
+        of the parts laid end to end, or row rows[i] where `rows` is given; zeros where skipped
+    hashes: [uint8 (n, 16)], `fingerprints` of these images, to be compared with those of others
+    parts: [Path], the cache folder of each part, None for one in memory only
+    rows: int64 (N,), or None for all rows in their order
     names[i] -> str, path inside the pool or index;  skipped: {position: reason}
     truth: int64 (N,), classes of the labelled set, or None where they are not known
     tags(i) -> the name of the folder that entry lies in ("" at the top), or None without folders
@@ -37,15 +43,17 @@ class Pool:
     """
 
     name: str
-    spec: str
-    images: np.ndarray
-    hashes: np.ndarray
     names: Names
+    inputs: dict
+    spec: str = ""
+    images: list[np.ndarray] = field(default_factory=list)
+    hashes: list[np.ndarray] = field(default_factory=list)
+    parts: list[Path | None] = field(default_factory=list)
+    rows: np.ndarray | None = None
     skipped: dict[int, str] = field(default_factory=dict)
     truth: np.ndarray | None = None
     tags: Callable[[int], str] | None = None
-    inputs: dict = field(default_factory=dict)
-    rows: np.ndarray | None = None
+    cache: Cache | None = None  # where the images come from, while they are not opened yet
 
     def __len__(self):
         return len(self.names)
@@ -53,6 +61,25 @@ class Pool:
     def name_of(self, i):
         """The entry's name as selection.csv has it: <pool>/<path inside it, or index>."""
         return f"{self.name}/{self.names[i]}"
+
+    def opened(self):
+        """This pool with its images, which are decoded now where they are missing."""
+        if self.cache is None:
+            return self
+        parts = self.cache.open()
+        skipped = {
+            start + row: reason
+            for (start, *_), part in zip(self.cache.parts, parts, strict=True)
+            for row, reason in part.skipped.items()
+        }
+        return replace(
+            self,
+            images=[part.images for part in parts],
+            hashes=[part.prints for part in parts],
+            parts=[part.folder for part in parts],
+            skipped=skipped,
+            cache=None,
+        )
 
 
 def open_pools(
@@ -62,8 +89,10 @@ def open_pools(
 
     specs: heldout (needs `labelled` and `split`), cifar10, tiny-imagenet, stl10, patches, the path
         of a folder, or a path or glob pattern of tar shards that ends in .tar
+    share: (rank, size) where several processes decode together: each its share of the parts, and
+        then calls wait(), which returns when all of them have come there
     Raises ValueError or FileNotFoundError for a pool that cannot be used, ConnectionError for a
-    download that fails.
+    download that fails, OSError where the cache cannot be written.
     """
     pools = []
     for spec in map(os.fspath, specs):
@@ -80,10 +109,12 @@ def open_pools(
         while name in taken:
             number += 1
             name = f"{pool.name}-{number}"
-        pools.append(
-            replace(pool, name=name, spec=spec, images=[pool.images], hashes=[pool.hashes])
-        )
-    return pools
+        pools.append(replace(pool, name=name, spec=spec))
+    for pool in pools:
+        if pool.cache is not None:
+            pool.cache.build(share)
+    wait()
+    return [pool.opened() for pool in pools]
 
 
 def _open_heldout(labelled, split):
@@ -95,9 +126,10 @@ def _open_heldout(labelled, split):
     rows = split.heldout
     return Pool(
         name="heldout",
-        spec="heldout",
-        images=labelled.train_images[rows],
-        hashes=labelled.train_hashes[rows],
+        images=[labelled.train_images],
+        hashes=[labelled.train_prints],
+        parts=[labelled.train_cache],
+        rows=rows,
         names=Names(labelled.train_names[rows]),
         truth=labelled.train_labels[rows],
         inputs={**labelled.inputs, "kind": "heldout", "entries": len(rows)},
@@ -108,9 +140,9 @@ def _open_cifar10(data_dir, size):
     cifar = load_cifar_copy("cifar10", data_dir, size)
     return Pool(
         name="cifar10",
-        spec="cifar10",
-        images=cifar.train_images,
-        hashes=cifar.train_hashes,
+        images=[cifar.train_images],
+        hashes=[cifar.train_prints],
+        parts=[cifar.train_cache],
         names=Names(cifar.train_names),
         inputs={**cifar.inputs, "kind": "cifar10", "entries": len(cifar.train_images)},
     )
@@ -151,14 +183,15 @@ def _open_stl10(data_dir, size):
     path = data_dir / stl10.base_folder / "unlabeled_X.bin"
     pixels = np.memmap(path, np.uint8, "r").reshape(-1, 3, 96, 96)
 
-    def read(i):
+    def get(i):
         return np.ascontiguousarray(pixels[i].transpose(2, 1, 0))  # stored (3, W, H), columns first
 
     inputs = {"kind": "torchvision", "path": str(path), "digest": sha256_of_file(path)}
-    inputs["entries"] = len(pixels)
-    cache = open_cache(data_dir / "cache", "stl10", inputs, len(pixels), read, size)
-    names = Names(map(str, range(len(pixels))))
-    return Pool("stl10", "stl10", cache.images, cache.hashes, names, cache.skipped, inputs=inputs)
+    inputs["entries"] = count = len(pixels)
+    starts = range(0, count, listing.PART)
+    parts = [(i, min(i + listing.PART, count), [inputs, i]) for i in starts]
+    cache = Cache(data_dir / "cache", "stl10", Pictures(count, get), parts, size)
+    return Pool("stl10", Names(map(str, range(count))), inputs, cache=cache)
 
 
 def _open_patches(data_dir, size):
@@ -173,10 +206,11 @@ def _open_patches(data_dir, size):
                     images.append(fit_square(patch, size))
                     hashes.append(np.frombuffer(pixel_hash(patch), np.uint8))
                     names.append(f"{os.path.basename(file)}/{side}px-{top}-{left}")
-    hashes = np.stack(hashes)
+    images, hashes = np.stack(images), np.stack(hashes)
     inputs = {"kind": "patches", "path": "sklearn.datasets.load_sample_images"}
     inputs |= {"digest": hashlib.sha256(hashes).hexdigest(), "entries": len(names)}
-    return Pool("patches", "patches", np.stack(images), hashes, Names(names), inputs=inputs)
+    prints = fingerprints(images)
+    return Pool("patches", Names(names), inputs, images=[images], hashes=[prints], parts=[None])
 
 
 def _open_path(spec, data_dir, size):
@@ -209,23 +243,21 @@ def _open_tars(spec, data_dir, size):
     return _open_listing(stem, "tar", path, list_tars(shards), data_dir, size)
 
 
-def _open_listing(name, kind, path, listing, data_dir, size):
-    if not len(listing):
+def _open_listing(name, kind, path, entries, data_dir, size):
+    if not len(entries):
         raise ValueError(f"pool {name!r}: no images in {str(path)!r}; see --unlabeled in --help")
     shown = os.fsencode(os.path.abspath(path)).decode("utf-8", "backslashreplace")
-    inputs = {"kind": kind, "path": shown, "digest": listing.digest, "entries": len(listing)}
-    key = {**inputs, "stamp": listing.stamp}
+    inputs = {"kind": kind, "path": shown, "digest": entries.digest, "entries": len(entries)}
+    parts = [
+        (*span, {"kind": kind, "path": shown, "stamp": stamp}) for *span, stamp in entries.parts
+    ]
     safe = "".join(c if c.isalnum() else "_" for c in name)[:40]
-    cache = open_cache(data_dir / "cache", safe, key, len(listing), listing.read, size)
     return Pool(
         name=name,
-        spec=name,
-        images=cache.images,
-        hashes=cache.hashes,
-        names=listing.names,
-        skipped=cache.skipped,
-        tags=lambda i: _folder_of(listing.names[i]),
+        names=entries.names,
         inputs=inputs,
+        tags=lambda i: _folder_of(entries.names[i]),
+        cache=Cache(data_dir / "cache", safe, entries, parts, size),
     )
 
 

@@ -18,25 +18,22 @@ from data import (
     LeakGuard,
     Split,
     decode,
+    fingerprints,
     load_labelled,
-    pixel_hash,
 )
 from data import duplicates as duplicates_module
-from data.files import Names
+from data.listing import Names
 from data.pools import Pool
-
-
-def hashes_of(images):
-    return np.array([list(pixel_hash(image)) for image in images], np.uint8).reshape(-1, 16)
 
 
 def known(images, folder, train=10, val=10):
     """A guard over made-up labelled images: the first train, the next validate, the rest test."""
-    hashes, names = hashes_of(images), np.array([f"{i}.png" for i in range(len(images))])
+    prints, names = fingerprints(images), np.array([f"{i}.png" for i in range(len(images))])
     labels, cut = np.zeros(len(images), np.int64), train + val
     labelled = LabelledSet(
-        "made-up", ("thing",), images[:cut], labels[:cut], names[:cut], hashes[:cut],
-        images[cut:], labels[cut:], names[cut:], hashes[cut:],
+        "made-up", ("thing",),
+        images[:cut], labels[:cut], names[:cut], prints[:cut], prints[:cut], None,
+        images[cut:], labels[cut:], names[cut:], prints[cut:], prints[cut:], None,
     )  # fmt: skip
     order = np.arange(cut)[::-1]  # no order that positions could be mistaken for
     parts = Split(order[val:].copy(), order[:val].copy(), np.array([], np.int64))
@@ -44,12 +41,12 @@ def known(images, folder, train=10, val=10):
 
 
 def found_in(guard, images):
-    return {d.position: d for d in guard.find(Images.of(images), hashes_of(images))}
+    return {d.position: d for d in guard.find(Images.of(images), fingerprints(images))}
 
 
 def one_pool(images, name="made-up"):
     names = Names(f"{i}.png" for i in range(len(images)))
-    return Pool(name, name, [images], [hashes_of(images)], names)
+    return Pool(name, names, {}, images=[images], hashes=[fingerprints(images)])
 
 
 def photographs(count, seed=0):
@@ -151,16 +148,17 @@ def test_copies_inside_the_pool_are_counted_across_pools(monkeypatch, at_once):
 
 def test_several_parts_of_a_pool_are_one(tmp_path):
     images = photographs(10)
-    hashes, names = hashes_of(images), Names(f"{i}.png" for i in range(10))
+    prints, names = fingerprints(images), Names(f"{i}.png" for i in range(10))
     parts = [slice(0, 3), slice(3, 4), slice(4, 10)]
-    cut = Pool("cut", "cut", [images[p] for p in parts], [hashes[p] for p in parts], names)
+    columns = {"images": [images[p] for p in parts], "hashes": [prints[p] for p in parts]}
     chosen = np.array([9, 3, 4, 3])
-    picked = Pool("some", "some", [images], [hashes], Names("abcd"), rows=chosen)
+    cut = Pool("cut", names, {}, **columns)
+    picked = Pool("some", Names("abcd"), {}, images=[images], hashes=[prints], rows=chosen)
     pool = JoinedPools([cut, picked])
     assert len(pool) == 14
     expected = np.concatenate([images, images[chosen]])
     assert (pool.images[slice(None)].numpy() == expected).all()
-    assert (pool.hashes(range(14)) == hashes_of(expected)).all()
+    assert (pool.prints(range(14)) == fingerprints(expected)).all()
 
 
 def test_comparison_matches_the_slow_reference():

@@ -1,4 +1,4 @@
-"""Pools: broken files are listed and never stop a run; the cache.
+"""Pools: broken files are listed and never stop a run; the cache; duplicates of labelled images.
 
 pytest tests/test_pools.py
 """
@@ -25,6 +25,7 @@ import torchvision
 from data import (
     Unreadable,
     decode,
+    fingerprints,
     fit_square,
     load_labelled,
     open_pools,
@@ -32,9 +33,10 @@ from data import (
     split,
 )
 from data import cache as cache_module
-from data import files as files_module
 from data import pools as pools_module
-from data.cache import open_cache
+from data.cache import Cache
+from data.listing import Pictures
+from data.workers import Worker
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX names, links and FIFOs")
 
@@ -78,13 +80,13 @@ def damaged_crc():
 
 JPEG, PNG = encode(picture(), ".jpg"), encode(picture())
 BROKEN = {
-    "crc.png": (damaged_crc(), "not an image, or truncated"),
-    "cut.jpg": (JPEG[: len(JPEG) // 2], "not an image, or truncated"),
-    "cut.png": (PNG[: len(PNG) // 2], "not an image, or truncated"),
+    "crc.png": (damaged_crc(), "damaged or truncated image"),
+    "cut.jpg": (JPEG[: len(JPEG) // 2], "damaged or truncated image"),
+    "cut.png": (PNG[: len(PNG) // 2], "damaged or truncated image"),
     "empty.jpg": (b"", "empty file"),
-    "end.jpg": (JPEG[:-2], "not an image, or truncated"),
+    "end.jpg": (JPEG[:-2], "damaged or truncated image"),
     "huge.png": (png_claiming(40000, 40000), "more than 67108864 pixels"),
-    "text.jpg": (b"hello, this is text", "not an image, or truncated"),
+    "text.jpg": (b"hello, this is text", "not an image"),
 }
 
 
@@ -146,11 +148,11 @@ def test_broken_files_in_a_pool_are_listed_and_keep_their_position(tmp_path):
         name: reason for name, (_, reason) in BROKEN.items()
     }
     assert pool.name == "photos" and pool.name_of(0) == "photos/a.png" and pool.truth is None
-    assert pool.images.shape == (len(names), 32, 32, 3) and not pool.images.flags.writeable
+    assert pool.images[0].shape == (len(names), 32, 32, 3) and not pool.images[0].flags.writeable
     row = names.index("deep/er/b.png")
-    assert (pool.images[row] == fit_square(picture(1), 32)).all()
-    assert pool.hashes[row].tobytes() == pixel_hash(picture(1))
-    assert not pool.images[names.index("cut.png")].any()
+    assert (pixels(pool)[row] == fit_square(picture(1), 32)).all()
+    assert (prints(pool)[row] == fingerprints(fit_square(picture(1), 32)[None])).all()
+    assert not pixels(pool)[names.index("cut.png")].any()
     assert pool.tags(row) == "er" and pool.tags(0) == ""
     assert pool.inputs["entries"] == len(names)
 
@@ -199,15 +201,26 @@ def test_file_without_permission_is_listed(tmp_path):
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """Names of the files decoded so far."""
-    seen, original = [], files_module.decode_file
+    """Names of the files given to a decoding worker so far."""
+    seen, ask = [], Worker.ask
 
-    def spy(path):
-        seen.append(os.path.basename(os.fsdecode(path)))
-        return original(path)
+    def spy(worker, task):
+        paths = [source[0] for source in task["sources"] if source]
+        seen.extend(os.path.basename(os.fsdecode(path)) for path in paths)
+        return ask(worker, task)
 
-    monkeypatch.setattr(files_module, "decode_file", spy)
+    monkeypatch.setattr(Worker, "ask", spy)
     return seen
+
+
+def pixels(pool):
+    """The images of a pool in their order, whatever its parts."""
+    images = np.concatenate(pool.images)
+    return images if pool.rows is None else images[pool.rows]
+
+
+def prints(pool):
+    return np.concatenate(pool.hashes)
 
 
 def test_cache_is_reused_until_a_file_changes(tmp_path, decoded):
@@ -218,7 +231,7 @@ def test_cache_is_reused_until_a_file_changes(tmp_path, decoded):
     assert sorted(decoded) == ["0.png", "1.png", "2.png"]
     decoded.clear()
     again = open_pools([folder], tmp_path, 16)[0]
-    assert not decoded and (again.images == first.images).all()
+    assert not decoded and (pixels(again) == pixels(first)).all()
     assert again.inputs == first.inputs
 
     open_pools([folder], tmp_path, 24)  # another size
@@ -239,16 +252,20 @@ def test_cache_is_reused_until_a_file_changes(tmp_path, decoded):
 
 
 @pytest.mark.parametrize("harm", [lambda content: content[:-5], lambda content: content + b"x"])
-@pytest.mark.parametrize("file", ["images.npy", "meta.json", "hashes.npy"])
+@pytest.mark.parametrize("file", ["images.npy", "meta.json", "prints.npy"])
 def test_damaged_cache_is_built_again(tmp_path, decoded, file, harm):
     write(tmp_path / "pool" / "a.png", picture())
-    first = open_pools([tmp_path / "pool"], tmp_path, 16)[0].images.copy()
+    first = pixels(open_pools([tmp_path / "pool"], tmp_path, 16)[0])
     [path] = (tmp_path / "cache").glob(f"*/{file}")
     path.write_bytes(harm(path.read_bytes()))
     decoded.clear()
-    assert (open_pools([tmp_path / "pool"], tmp_path, 16)[0].images == first).all()
+    assert (pixels(open_pools([tmp_path / "pool"], tmp_path, 16)[0]) == first).all()
     assert decoded == ["a.png"]
     assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+def cache_of(folder, name, read, count=600, size=8, arrange=None):
+    return Cache(folder, name, Pictures(count, read), [(0, count, {})], size, arrange)
 
 
 @pytest.mark.parametrize(
@@ -256,35 +273,38 @@ def test_damaged_cache_is_built_again(tmp_path, decoded, file, harm):
 )
 def test_interrupted_cache_leaves_nothing(tmp_path, error):
     def read(i):
-        if i == 700:
+        if i == 500:
             raise error
         return picture(0)
 
     with pytest.raises(type(error)):
-        open_cache(tmp_path, "half", {}, 1000, read, 8)
+        cache_of(tmp_path, "half", read).open()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_full_disk_is_an_error_not_a_crash(tmp_path, monkeypatch):
-    real = open
+    write(tmp_path / "pool" / "a.png", picture())
+    create = cache_module._create_npy
 
-    def full(path, mode="r", **options):
-        return real(
-            "/dev/full" if str(path).endswith("images.npy") and "w" in mode else path,
-            mode,
-            **options,
-        )
+    def on_full_disk(path, shape):
+        offset = create(path, shape)
+        path.unlink()
+        path.symlink_to("/dev/full")
+        return offset
 
-    monkeypatch.setattr(cache_module, "open", full, raising=False)
-    with pytest.raises(OSError, match="No space left"):
-        open_cache(tmp_path, "full", {}, 600, lambda i: picture(0), 32)
-    assert list(tmp_path.iterdir()) == []
+    with monkeypatch.context() as full:
+        full.setattr(cache_module, "_create_npy", on_full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            open_pools([tmp_path / "pool"], tmp_path, 32)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert not open_pools([tmp_path / "pool"], tmp_path, 32)[0].skipped
 
 
 def test_two_processes_building_one_cache_share_the_first(tmp_path, monkeypatch):
-    def build(arrange=None):
-        return open_cache(tmp_path, "race", {}, 2, picture, 8, arrange=arrange)
+    def build(arrange=lambda *_: np.arange(2)):
+        [part] = cache_of(tmp_path, "race", picture, 2, arrange=arrange).open()
+        return part.images
 
     def meanwhile(hashes, skipped):  # the other process finishes first
         with monkeypatch.context() as other:
@@ -295,26 +315,19 @@ def test_two_processes_building_one_cache_share_the_first(tmp_path, monkeypatch)
         return np.arange(2)
 
     first = []
-    assert (build(meanwhile).images == build().images).all()
+    assert (build(meanwhile) == build()).all()
     [folder] = tmp_path.iterdir()
     assert (folder / "meta.json").stat().st_mtime_ns == first[0]  # perhaps mapped by them already
 
 
 def test_cache_rows_come_in_the_order_asked_for(tmp_path):
-    def read(i):
-        if i == 3:
-            raise Unreadable("broken")
-        return picture(i)
-
-    plain = open_cache(tmp_path, "plain", {}, 600, read, 8)
     order = np.setdiff1d(np.arange(600), [3])[::-1]
-    turned = open_cache(tmp_path, "turned", {}, 600, read, 8, arrange=lambda *_: order)
-    assert turned.order.tolist() == order.tolist() and turned.skipped == plain.skipped == {
-        3: "broken"
-    }
-    assert (turned.images == plain.images[order]).all() and (
-        turned.hashes == plain.hashes[order]
-    ).all()
+    [plain] = cache_of(tmp_path, "plain", picture).open()
+    [turned] = cache_of(tmp_path, "turned", picture, arrange=lambda *_: order).open()
+    assert turned.order.tolist() == order.tolist() and plain.order is None
+    assert (turned.images == plain.images[order]).all()
+    assert (turned.prints == plain.prints[order]).all()
+    assert turned.hashes[0].tobytes() == pixel_hash(picture(599))
     assert (plain.images[5] == fit_square(picture(5), 8)).all()
 
 
@@ -333,8 +346,9 @@ def test_tar_shards_equal_the_folder(tmp_path):
     make_tar(tmp_path / "shard-1.tar", folder, names[5:])
     make_tar(tmp_path / "shard-0.tar", folder, names[:5])
     as_folder, as_tars = open_pools([folder, str(tmp_path / "shard-*.tar")], tmp_path, 16)
-    assert (as_folder.images == as_tars.images).all() and (as_folder.hashes == as_tars.hashes).all()
-    assert as_folder.skipped == as_tars.skipped == {2: "not an image, or truncated"}
+    assert (pixels(as_folder) == pixels(as_tars)).all()
+    assert (prints(as_folder) == prints(as_tars)).all()
+    assert as_folder.skipped == as_tars.skipped == {2: "not an image"}
     assert as_tars.names[0] == "shard-0.tar/a/0.png" and as_tars.names[7] == "shard-1.tar/b/3.png"
     assert as_tars.tags(7) == as_folder.tags(7) == "b"
     [one] = open_pools([tmp_path / "shard-1.tar"], tmp_path, 16)
@@ -399,11 +413,11 @@ def test_heldout_knows_the_truth_and_patches_need_no_files(tmp_path):
     heldout, patches = open_pools(["heldout", "patches"], tmp_path, 16, digits, parts)
     assert len(heldout) == len(parts.heldout) and heldout.truth.dtype == np.int64
     assert (heldout.truth == digits.train_labels[parts.heldout]).all()
-    assert (heldout.images == digits.train_images[parts.heldout]).all()
+    assert (pixels(heldout) == digits.train_images[parts.heldout]).all()
     assert heldout.names[3] == digits.train_names[parts.heldout[3]]
     assert len(patches) > 100 and len(set(patches.names)) == len(patches)
     [again] = open_pools(["patches"], tmp_path, 16)
-    assert (again.images == patches.images).all() and again.inputs == patches.inputs
+    assert (pixels(again) == pixels(patches)).all() and again.inputs == patches.inputs
 
 
 def test_stl10_is_read_upright(tmp_path, monkeypatch):
@@ -419,7 +433,7 @@ def test_stl10_is_read_upright(tmp_path, monkeypatch):
         patched = [[file, sums[file]] for file, _ in getattr(torchvision.datasets.STL10, part)]
         monkeypatch.setattr(torchvision.datasets.STL10, part, patched)
     [pool] = open_pools(["stl10"], tmp_path, 96)
-    assert (pool.images == images).all() and pool.name_of(2) == "stl10/2"
+    assert (pixels(pool) == images).all() and pool.name_of(2) == "stl10/2"
 
 
 def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
@@ -445,7 +459,7 @@ def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
     [again] = open_pools(["tiny-imagenet"], tmp_path / "data", 32)  # offline now
     assert list(again.names) == ["n01/images/n01_0.JPEG", "n02/images/n02_0.JPEG"]
     assert [again.tags(i) for i in range(2)] == ["n01", "n02"]
-    assert (again.images == pool.images).all()
+    assert (pixels(again) == pixels(pool)).all()
     assert not list((tmp_path / "data").glob("*.partial*"))
 
 
@@ -468,5 +482,5 @@ def test_opencv_obeys_the_pixel_limit_and_keeps_quiet():
         check=True,
     )
     lines = done.stdout.decode().splitlines()
-    assert lines == ["more than 67108864 pixels", "not an image, or truncated"]
+    assert lines == ["more than 67108864 pixels", "damaged or truncated image"]
     assert not done.stderr  # OpenCV keeps quiet: the reasons are ours to report
