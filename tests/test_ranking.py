@@ -1,7 +1,10 @@
 """The selection rule against a slow reference, one loop per noun."""
 
 import random
+from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -41,6 +44,13 @@ def columns(candidates):
         torch.tensor(label),
         torch.tensor(score, dtype=torch.float32),
     )
+
+
+class SmallRanking(Ranking):
+    """One that drops and takes in all the time, a few groups at a time."""
+
+    BUFFER = 37
+    BLOCK = 64
 
 
 def rank(candidates, groups, k):
@@ -222,6 +232,99 @@ def test_one_group_for_all_labels_comes_out_ranked_within_each_label(stream):
     assert as_rows(rank(candidates, 1, k)) == reference_ranking(candidates, 1, k)
 
 
+LEVELS = {
+    "any": lambda chance, rows: chance.normal(size=rows),
+    "softmax": lambda chance, rows: chance.random(rows) ** 4,
+    "saturated": lambda chance, rows: chance.choice([1.0, 1.0 - 2**-24, 0.5], rows),
+    "zeros": lambda chance, rows: chance.choice([0.0, -0.0, 1e-45, -1e-45], rows),
+    "infinite": lambda chance, rows: chance.choice([np.inf, -np.inf, 0.0, 3e38, -3e38], rows),
+    "rising": lambda chance, rows: np.arange(rows) / rows,
+    "falling": lambda chance, rows: -np.arange(rows) / rows,
+}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Scored candidates, and what a full sort makes of them."""
+
+    seed: int
+    groups: int  # the highest two stay empty
+    k: int
+    rows: int
+    tied: float  # share of the candidates that have another one's score
+    level: str
+
+    @cached_property
+    def table(self):
+        """group, score, position: (rows,) each, no position twice."""
+        chance = np.random.default_rng(self.seed)
+        popular = chance.random(max(1, self.groups - 2)) ** 3 + 1e-3  # some classes are rare
+        group = chance.choice(len(popular), self.rows, p=popular / popular.sum())
+        score = LEVELS[self.level](chance, self.rows).astype(np.float32)
+        copies = chance.random(self.rows) < self.tied
+        score[copies] = score[chance.integers(0, max(1, self.rows // 5), copies.sum())]
+        position = chance.permutation(self.rows) * 3 + chance.choice([0, 2**32 - 3 * self.rows - 1])
+        return group, score, position
+
+    def columns(self, part):
+        """The candidates at the places `part`, for Ranking.add."""
+        group, score, position = (torch.from_numpy(column[part]) for column in self.table)
+        return group, score, position, group, score
+
+    def sorted_rows(self):
+        """All sorted at once, then the first k of every group."""
+        group, score, position = self.table
+        order = np.lexsort((position, -score, group))
+        sorted_group = group[order]
+        place = np.arange(self.rows) - np.searchsorted(sorted_group, sorted_group)
+        kept, place = order[place < self.k], place[place < self.k]
+        columns = position[kept], group[kept], score[kept], place + 1
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+some_streams = st.builds(
+    Stream,
+    seed=st.integers(0, 2**32 - 1),
+    groups=st.integers(1, 9),
+    k=st.integers(1, 12) | st.integers(30, 1000),
+    rows=st.integers(0, 40) | st.integers(200, 900),
+    tied=st.sampled_from([0.0, 0.3, 1.0]),
+    level=st.sampled_from(sorted(LEVELS)),
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(some_streams, st.randoms(use_true_random=False), st.integers(1, 8), st.booleans())
+def test_any_batches_shards_and_merge_tree_give_the_result_of_a_full_sort(
+    stream, chance, tables, in_order
+):
+    parts = [SmallRanking(stream.groups, stream.k) for _ in range(tables)]
+    places = np.arange(stream.rows)
+    if not in_order:
+        chance.shuffle(places)
+    while len(places):
+        size = chance.choice([1, 5, 60, 300])
+        part = chance.choice(parts)
+        part.add(*stream.columns(places[:size]))
+        if chance.random() < 0.1:  # a save in between changes nothing
+            part.state_dict()
+        places = places[size:]
+    while len(parts) > 1:  # any tree
+        other = parts.pop(chance.randrange(len(parts)))
+        chance.choice(parts).merge(other)
+    assert as_rows(parts[0]) == stream.sorted_rows()
+
+
+@pytest.mark.parametrize("level", ["softmax", "saturated", "rising"])
+def test_a_long_stream_gives_the_result_of_a_full_sort(level):
+    stream = Stream(seed=8, groups=12, k=300, rows=400_000, tied=0.3, level=level)
+    ranking = Ranking(stream.groups, stream.k)
+    for part in np.array_split(np.arange(stream.rows), 90):
+        ranking.add(*stream.columns(part))
+    assert ranking.room < stream.rows / 5  # candidates were dropped on the way
+    assert as_rows(ranking) == stream.sorted_rows()
+
+
 def test_merge_is_commutative_and_associative():
     chance = random.Random(5)
     stream = [(n % 3, chance.choice([0.1, 0.5, 0.9]), n, n % 3, n / 128) for n in range(90)]
@@ -247,10 +350,60 @@ def test_equal_priorities_go_to_the_lower_position_whatever_came_first():
 
 
 def test_memory_does_not_grow_with_the_pool():
-    ranking = Ranking(4, 5)
-    for position in torch.arange(1000).split(100):
-        ranking.add(position % 4, torch.rand(100), position, position % 4, torch.rand(100))
+    ranking = SmallRanking(4, 5)
+    for position in torch.arange(3000).split(100):  # each better than those before it
+        ranking.add(position % 4, position.float(), position, position % 4, torch.rand(100))
+        assert len(ranking.buffer[0]) == ranking.room == SmallRanking.BUFFER
+    ranking.rows()
     assert ranking.key.shape == ranking.label.shape == ranking.score.shape == (4, 5)
+
+
+def test_a_k_above_what_the_pool_holds_takes_no_memory():
+    ranking = SmallRanking(3, 10**12)
+    position = torch.arange(300)
+    group = position // 100  # as in a pool in folders: one class after the other
+    ranking.add(group, position / 300, position, group, position / 300)
+    assert [row[0] for row in as_rows(ranking)] == [
+        n + 99 - m for n in (0, 100, 200) for m in range(100)
+    ]
+    assert ranking.key.shape == (3, 100)
+
+
+def test_candidates_may_be_overwritten_once_added():
+    ranking = Ranking(1, 2)
+    score, position, group = torch.tensor([0.5, 0.25]), torch.arange(2), torch.zeros(2).long()
+    ranking.add(group, score, position, group, score)
+    score[:], position[:] = 0.75, 9
+    assert as_rows(ranking) == [(0, 0, 0.5, 1), (1, 0, 0.25, 2)]
+
+
+@pytest.mark.parametrize("position", [-1, 2**32, 2**40])
+def test_a_position_that_a_key_cannot_hold_is_refused_by_name(position):
+    ranking = rank([(0, 0.5, 7, 0, 0.5), (0, 0.5, position, 0, 0.5)], 1, 3)
+    with pytest.raises(ValueError, match=f"position {position} .*4294967295"):
+        ranking.rows()
+
+
+def test_a_score_that_is_not_a_number_is_refused():
+    ranking = rank([(0, 0.5, 7, 0, 0.5), (0, float("nan"), 8, 0, 0.5)], 1, 1)
+    with pytest.raises(FloatingPointError, match=r"1 scores .* NaN"):
+        ranking.rows()
+
+
+def test_cut_keeps_the_best_of_each_group():
+    stream = [(n % 3, (n * 37 % 90) / 8, n, n % 3, n / 128) for n in range(90)]
+    ranking = rank(stream, 3, 20)
+    ranking.cut(4)
+    assert as_rows(ranking) == reference_ranking(stream, 3, 4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_ranks_like_the_cpu():
+    stream = Stream(seed=5, groups=7, k=50, rows=20_000, tied=0.3, level="any")
+    ranking = SmallRanking(7, 50, "cuda")
+    for part in np.array_split(np.arange(20_000), 40):
+        ranking.add(*(column.cuda() for column in stream.columns(part)))
+    assert as_rows(ranking) == stream.sorted_rows()
 
 
 def test_an_empty_ranking_and_an_empty_batch_give_no_rows():
