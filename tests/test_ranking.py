@@ -1,8 +1,12 @@
 """The selection rule against a slow reference, one loop per noun."""
 
+import json
 import random
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.ranking import Simulation
 from ranking import EMPTY, Ranking, random_priority, sort_key, top_classes
 
 
@@ -293,7 +298,7 @@ some_streams = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(some_streams, st.randoms(use_true_random=False), st.integers(1, 8), st.booleans())
 def test_any_batches_shards_and_merge_tree_give_the_result_of_a_full_sort(
     stream, chance, tables, in_order
@@ -303,7 +308,7 @@ def test_any_batches_shards_and_merge_tree_give_the_result_of_a_full_sort(
     if not in_order:
         chance.shuffle(places)
     while len(places):
-        size = chance.choice([1, 5, 60, 300])
+        size = chance.choice([1, 20, 90, 400])
         part = chance.choice(parts)
         part.add(*stream.columns(places[:size]))
         if chance.random() < 0.1:  # a save in between changes nothing
@@ -457,3 +462,42 @@ def test_random_priorities_are_uniform_from_zero_to_one():
     assert (count - 2000).abs().max() < 220  # five standard deviations
     pairs = torch.stack([value[:-1], value[1:]]).double()
     assert torch.corrcoef(pairs)[0, 1].abs() < 0.035  # neighbours do not follow each other
+
+
+# --- benchmarks/ranking.py ----------------------------------------------------------------------
+
+
+def test_simulated_rows_are_like_scored_ones():
+    batches = list(Simulation(classes=20, p=4, device="cpu").batches(40_000, 512))
+    label, score, position, *_ = (torch.cat(part) for part in zip(*batches, strict=True))
+    assert position.tolist() == [n for n in range(40_000) for _ in range(4)]
+    rows, labels = score.view(-1, 4), label.view(-1, 4).sort(1).values
+    assert (rows[:, 1:] <= rows[:, :-1]).all()  # falling
+    assert (labels[:, 1:] > labels[:, :-1]).all()  # of different classes
+    assert score.min() > 0 and (rows.sum(1) <= 1).all()
+    assert len(rows[:, 0].unique()) > 0.98 * len(rows)  # the block does not just come again
+    count = label.bincount(minlength=20)
+    assert count.max() > 3 * count.min()  # some classes are popular
+
+
+@pytest.mark.slow
+def test_the_benchmark_ranks_as_the_slow_ways_do_and_writes_its_figures(tmp_path):
+    script = Path(__file__).parents[1] / "benchmarks" / "ranking.py"
+    flags = ("--quick", "--batch", "512", "--json", tmp_path / "figures.json")
+    done = subprocess.run(
+        [sys.executable, script, *flags], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert {"device", "cpu", "threads", "python", "torch", "numpy"} < report.keys()
+    assert [entry["rows"] for entry in report["streams"]] == [20_000, 40_000]
+    for entry in report["streams"]:
+        assert entry["selected"] == entry["classes"] * entry["k"]
+        assert entry["table_bytes"] == 16 * entry["selected"]
+        assert entry["mb_before"] <= entry["mb_peak"] <= entry["mb_peak_with_sorted_rows"]
+        assert entry["rows_per_second"] > 0
+    (best,), (merge,) = report["top_classes"], report["merges"]
+    assert best["rows_per_second"] > 0 and best["full_sort_rows_per_second"] > 0
+    assert merge["seconds_a_table"] > 0
+    assert report["references"]["same_selection"] is True
+    assert report["references"]["rows_per_second"].keys() == {"ranking", "topk", "heaps", "sort"}
