@@ -71,7 +71,7 @@ def clock(device):
     return time.perf_counter()
 
 
-def peak_mb():
+def peak_mib():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
@@ -79,7 +79,7 @@ def peak_mb():
 def stream(classes, p, k, rows, batch, device):
     """One ranking of a whole stream."""
     torch.set_num_threads(1)
-    simulation, before = Simulation(classes, p, device), peak_mb()
+    simulation, before = Simulation(classes, p, device), peak_mib()
     ranking = Ranking(classes, k, device)
     seconds, began = 0.0, clock(device)
     for candidates in simulation.batches(rows, batch):
@@ -90,7 +90,7 @@ def stream(classes, p, k, rows, batch, device):
     start = clock(device)
     table = ranking.state_dict()  # what waits goes in
     seconds += clock(device) - start
-    peak, start = peak_mb(), clock(device)
+    peak, start = peak_mib(), clock(device)
     selected = len(ranking.rows()[0])
     sorting = clock(device) - start
     return {
@@ -98,7 +98,7 @@ def stream(classes, p, k, rows, batch, device):
         "ranking_seconds": round(seconds, 3), "rows_per_second": round(rows / seconds),
         "generating_seconds": round(generating, 3), "sorted_rows_seconds": round(sorting, 3),
         "table_bytes": sum(column.nbytes for column in table.values()),
-        "mb_before": before, "mb_peak": peak, "mb_peak_with_sorted_rows": peak_mb(),
+        "mib_before": before, "mib_peak": peak, "mib_peak_with_sorted_rows": peak_mib(),
     }  # fmt: skip
 
 

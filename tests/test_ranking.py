@@ -494,7 +494,7 @@ def test_the_benchmark_ranks_as_the_slow_ways_do_and_writes_its_figures(tmp_path
     for entry in report["streams"]:
         assert entry["selected"] == entry["classes"] * entry["k"]
         assert entry["table_bytes"] == 16 * entry["selected"]
-        assert entry["mb_before"] <= entry["mb_peak"] <= entry["mb_peak_with_sorted_rows"]
+        assert entry["mib_before"] <= entry["mib_peak"] <= entry["mib_peak_with_sorted_rows"]
         assert entry["rows_per_second"] > 0
     (best,), (merge,) = report["top_classes"], report["merges"]
     assert best["rows_per_second"] > 0 and best["full_sort_rows_per_second"] > 0
