@@ -1,6 +1,6 @@
 """Ranking alone: a simulated stream of scored rows, of any length, through `ranking.Ranking`.
 
-    python benchmarks/ranking.py --json docs/results/ranking.json        # about six minutes
+    python benchmarks/ranking.py --json docs/results/ranking.json        # some minutes
     python benchmarks/ranking.py --rows 1_000_000 --classes 21_841 --k 100 --batch 512
 
 A row is what `top_classes` makes of an image: P falling scores with their classes.  They come from
