@@ -21,7 +21,7 @@ import runlog
 import scoring
 from data import JoinedPools, LeakGuard, open_pools, selection
 from presets import PRESETS
-from ranking import STRATEGIES
+from ranking import MAX_POSITION, STRATEGIES
 
 CHUNK = 512  # images scored at a time, see scoring.py; --batch-size
 SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
@@ -104,6 +104,8 @@ def prepare(args, folder, device, resume):
             specs, data_dir, settings["input_size"], labelled, parts, share, distributed.wait
         )
     )
+    if len(pool) > MAX_POSITION:
+        raise ValueError(f"{len(pool)} images are more than one ranking holds; split the pool")
     if args.strategy == "tags":
         pool.check_tags(teacher.classes)
     config = runlog.describe(

@@ -14,8 +14,7 @@ import torch
 
 STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
 EMPTY = torch.iinfo(torch.int64).min  # a place no candidate has taken: below every key
-SCORE_BINS = 1000  # of the histogram of the pool's best scores, from 0 to 1
-_POSITIONS = 2**32 - 1  # positions take the low 32 bits of a key: pools of up to 4.29e9 images
+MAX_POSITION = 2**32 - 1  # positions take the low 32 bits of a key: pools of up to 4.29e9 images
 # group, priority, position, label, score of a waiting candidate
 _COLUMNS = (torch.int32, torch.float32, torch.int64, torch.int32, torch.float32)
 
@@ -44,13 +43,13 @@ def sort_key(priority, position):
     """
     bits = (priority + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: equal numbers, equal bits
     rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return rising.to(torch.int64).mul_(2**32).add_(_POSITIONS - position)
+    return rising.to(torch.int64).mul_(2**32).add_(MAX_POSITION - position)
 
 
 def _unpack(key):
     """priority float32, position int64: what `sort_key` made of them.  EMPTY comes out as NaN."""
     rising = (key >> 32).to(torch.int32)
-    return (rising ^ ((rising >> 31) & 0x7FFFFFFF)).view(torch.float32), ~key & _POSITIONS
+    return (rising ^ ((rising >> 31) & 0x7FFFFFFF)).view(torch.float32), ~key & MAX_POSITION
 
 
 def random_priority(position, seed):
@@ -166,9 +165,9 @@ class Ranking:
         columns = [column.index_select(0, alive) for column in columns]
         group, priority, position = columns[:3]
         lowest, highest, nans = torch.stack([lowest, highest, priority.isnan().sum()]).tolist()
-        if lowest < 0 or highest > _POSITIONS:
+        if lowest < 0 or highest > MAX_POSITION:
             wrong = lowest if lowest < 0 else highest
-            raise ValueError(f"position {wrong} is not from 0 to {_POSITIONS}; split the pool")
+            raise ValueError(f"position {wrong} is not from 0 to {MAX_POSITION}; split the pool")
         if nans:
             raise FloatingPointError(f"{nans} scores of the pool are NaN; check the teacher")
         # Among those equal to the bound the position decides, which the keys know.
@@ -264,73 +263,3 @@ class Ranking:
         for name, column in state.items():
             setattr(self, name, column.to(self.key.device, copy=True))
         self._settle()
-
-
-class Selector:
-    """Step 2 but for the teacher: logits of a pool, chunk by chunk -> the selection.
-
-    Its state_dict is all that a walk over a pool needs to go on after a stop.  Several selectors,
-    each on its own range of positions, are merged into the selection of the whole pool.
-    """
-
-    def __init__(self, classes, strategy, p, k, seed=0, min_score=0.0, device="cpu", start=0):
-        """`min_score`: no candidate has less; `start`: the first position; see `candidates`."""
-        self.strategy, self.p, self.seed, self.min_score = strategy, p, seed, min_score
-        self.position = start  # the first entry not yet seen
-        self.scored = 0
-        self.histogram = torch.zeros(SCORE_BINS, dtype=torch.int64, device=device)  # best scores
-        # The paper's ranking is kept whatever the strategy: it tells how many rows to select.
-        self.tables = {"ranked": Ranking(classes, k, device)}
-        self.whole = strategy in ("unbalanced", "random")  # one ranking for all classes
-        if strategy != "ranked":
-            groups, places = (1, classes * k) if self.whole else (classes, k)
-            self.tables[strategy] = Ranking(groups, places, device)
-
-    def add(self, first, logits, usable=None, tags=None):
-        """Take in the logits (B,C) of the entries from position `first` on.
-
-        usable: (B,) bool on the CPU, entries to let in, None for all; tags: (B,) int64, for the
-        strategy tags.  Returns the P best classes of all entries: score, label (B,P).
-        """
-        score, label = top = top_classes(logits, self.p)
-        position = torch.arange(first, first + len(logits), device=logits.device)
-        if usable is not None and not usable.all():
-            here = usable.nonzero()[:, 0].to(logits.device)
-            logits, top, position = logits[here], (score[here], label[here]), position[here]
-            tags = None if tags is None else tags[usable]
-        tags = None if tags is None else tags.to(logits.device)
-        for strategy, table in self.tables.items():
-            rows = candidates(strategy, logits, top, position, self.seed, tags)
-            if self.min_score > 0:
-                enough = rows[-1] >= self.min_score
-                rows = (column[enough] for column in rows)
-            table.add(*rows)
-        bins = (top[0][:, 0] * SCORE_BINS).long().clamp(max=SCORE_BINS - 1)
-        self.histogram += bins.bincount(minlength=SCORE_BINS)
-        self.scored += len(position)
-        self.position = first + len(score)
-        return score, label
-
-    def rows(self):
-        """The selection, see `Ranking.rows`."""
-        table = self.tables[self.strategy]
-        if self.whole:  # as many rows as the paper's rule selects
-            table.cut(len(self.tables["ranked"].rows()[0]))
-        return table.rows()
-
-    def merge(self, other):
-        """Take over what another selector, of other positions, has seen."""
-        self.scored += other.scored
-        self.histogram += other.histogram.to(self.histogram.device)
-        for name, table in self.tables.items():
-            table.merge(other.tables[name])
-
-    def state_dict(self):
-        state = {name: getattr(self, name) for name in ("position", "scored", "histogram")}
-        return state | {"tables": {name: table.state_dict() for name, table in self.tables.items()}}
-
-    def load_state_dict(self, state):
-        self.position, self.scored = state["position"], state["scored"]
-        self.histogram = state["histogram"].to(self.histogram.device)
-        for name, table in state["tables"].items():
-            self.tables[name].load_state_dict(table)

@@ -18,10 +18,81 @@ import cli
 import distributed
 from data import JoinedPools, Normalise, selection
 from engine import predict
-from ranking import Selector
+from ranking import Ranking, candidates, top_classes
 
 SAVE_SECONDS = 60
+SCORE_BINS = 1000  # of the histogram of the pool's best scores, from 0 to 1
 _AHEAD = 64  # chunks whose scores wait on the device: fetching each would hold up a GPU
+
+
+class Selector:
+    """Step 2 but for the teacher: logits of a pool, chunk by chunk -> the selection.
+
+    Its state_dict is all that a walk over a pool needs to go on after a stop.  Several selectors,
+    each on its own range of positions, are merged into the selection of the whole pool.
+    """
+
+    def __init__(self, classes, strategy, p, k, seed=0, min_score=0.0, device="cpu", start=0):
+        """`min_score`: no candidate has less; `start`: the first position; see `candidates`."""
+        self.strategy, self.p, self.seed, self.min_score = strategy, p, seed, min_score
+        self.position = start  # the first entry not yet seen
+        self.scored = 0
+        self.histogram = torch.zeros(SCORE_BINS, dtype=torch.int64, device=device)  # best scores
+        # The paper's ranking is kept whatever the strategy: it tells how many rows to select.
+        self.tables = {"ranked": Ranking(classes, k, device)}
+        self.whole = strategy in ("unbalanced", "random")  # one ranking for all classes
+        if strategy != "ranked":
+            groups, places = (1, classes * k) if self.whole else (classes, k)
+            self.tables[strategy] = Ranking(groups, places, device)
+
+    def add(self, first, logits, usable=None, tags=None):
+        """Take in the logits (B,C) of the entries from position `first` on.
+
+        usable: (B,) bool on the CPU, entries to let in, None for all; tags: (B,) int64, for the
+        strategy tags.  Returns the P best classes of all entries: score, label (B,P).
+        """
+        score, label = top = top_classes(logits, self.p)
+        position = torch.arange(first, first + len(logits), device=logits.device)
+        if usable is not None and not usable.all():
+            here = usable.nonzero()[:, 0].to(logits.device)
+            logits, top, position = logits[here], (score[here], label[here]), position[here]
+            tags = None if tags is None else tags[usable]
+        tags = None if tags is None else tags.to(logits.device)
+        for strategy, table in self.tables.items():
+            rows = candidates(strategy, logits, top, position, self.seed, tags)
+            if self.min_score > 0:
+                enough = rows[-1] >= self.min_score
+                rows = (column[enough] for column in rows)
+            table.add(*rows)
+        bins = (top[0][:, 0] * SCORE_BINS).long().clamp(max=SCORE_BINS - 1)
+        self.histogram += bins.bincount(minlength=SCORE_BINS)
+        self.scored += len(position)
+        self.position = first + len(score)
+        return score, label
+
+    def rows(self):
+        """The selection, see `Ranking.rows`."""
+        table = self.tables[self.strategy]
+        if self.whole:  # as many rows as the paper's rule selects
+            table.cut(len(self.tables["ranked"].rows()[0]))
+        return table.rows()
+
+    def merge(self, other):
+        """Take over what another selector, of other positions, has seen."""
+        self.scored += other.scored
+        self.histogram += other.histogram.to(self.histogram.device)
+        for name, table in self.tables.items():
+            table.merge(other.tables[name])
+
+    def state_dict(self):
+        state = {name: getattr(self, name) for name in ("position", "scored", "histogram")}
+        return state | {"tables": {name: table.state_dict() for name, table in self.tables.items()}}
+
+    def load_state_dict(self, state):
+        self.position, self.scored = state["position"], state["scored"]
+        self.histogram = state["histogram"].to(self.histogram.device)
+        for name, table in state["tables"].items():
+            self.tables[name].load_state_dict(table)
 
 
 @dataclass

@@ -41,8 +41,8 @@ import engine
 import scoring
 from data import JoinedPools, Normalise, open_pools
 from models import MODELS, build_model
-from ranking import Selector
 from runlog import versions
+from scoring import Selector
 
 P, K, CLASSES = 10, 1000, 100
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -117,7 +117,7 @@ class Bench:
         scoring.run(self.job, self.device, resume=False)
 
     def ranked(self):
-        """Seconds that `Selector.add` takes for the whole pool, the network left out."""
+        """Seconds that `scoring.Selector.add` takes for the whole pool, the network left out."""
         selector = Selector(CLASSES, "ranked", P, K, device=self.device)
         seconds = 0.0
         for start in range(0, len(self.pool), self.args.batch_size):
@@ -181,7 +181,7 @@ def timed(bench, way):
 FIRST_BATCH = """
 import json, sys, time
 began = time.perf_counter()
-import make_sample_data, ranking
+import make_sample_data, scoring
 imported = time.perf_counter()
 def first(self, *chunk):
     done = time.perf_counter()
@@ -189,7 +189,7 @@ def first(self, *chunk):
     sys.stdout.flush()
     import os
     os._exit(0)
-ranking.Selector.add = first
+scoring.Selector.add = first
 make_sample_data.main(sys.argv[1:])
 """
 

@@ -125,9 +125,9 @@ def test_a_selection_in_pieces_ends_with_the_same_bits(
 
 KILLED = """
 import os, signal, sys
-import make_sample_data, ranking, scoring
+import make_sample_data, scoring
 scoring.SAVE_SECONDS, scoring._AHEAD = 0, 1
-add, calls = ranking.Selector.add, []
+add, calls = scoring.Selector.add, []
 def counted(self, *chunk):
     calls.append(1)
     if len(calls) == 3:
@@ -135,7 +135,7 @@ def counted(self, *chunk):
     if len(calls) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
     return add(self, *chunk)
-ranking.Selector.add = counted
+scoring.Selector.add = counted
 make_sample_data.CHUNK = 4
 make_sample_data.main(sys.argv[1:])
 """
