@@ -7,6 +7,7 @@ import errno
 import functools
 import hashlib
 import http.server
+import io
 import os
 import struct
 import subprocess
@@ -21,6 +22,7 @@ import cv2
 import numpy as np
 import pytest
 import torchvision
+from PIL import Image
 
 from data import (
     Unreadable,
@@ -31,6 +33,7 @@ from data import (
     open_pools,
     pixel_hash,
     split,
+    tar,
 )
 from data import cache as cache_module
 from data import pools as pools_module
@@ -155,6 +158,66 @@ def test_broken_files_in_a_pool_are_listed_and_keep_their_position(tmp_path):
     assert not pixels(pool)[names.index("cut.png")].any()
     assert pool.tags(row) == "er" and pool.tags(0) == ""
     assert pool.inputs["entries"] == len(names)
+
+
+def pillow(suffix, *images, **options):
+    """Encode with Pillow, which writes what OpenCV does not."""
+    file = io.BytesIO()
+    images[0].save(file, suffix, **options, **({"append_images": images[1:], "save_all": True}
+                                               if len(images) > 1 else {}))  # fmt: skip
+    return file.getvalue()
+
+
+def with_orientation(content):
+    """A JPEG that says: turn me to the right."""
+    tag = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)
+    exif = b"Exif\0\0" + tag
+    return content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + content[2:]
+
+
+def unusual():
+    """name -> content, the picture it holds (uint8 (40, 40, 3)), how far it may be off."""
+    image, other = picture(1), picture(2)
+    grey = image[..., :1].repeat(3, axis=2)
+    bits = np.where(grey > 127, 255, 0).astype(np.uint8)
+    pil, one, two = (Image.fromarray(x) for x in (image, grey[..., 0], other))
+    palette = pil.quantize(16)
+    shown = np.asarray(palette.convert("RGB"))
+    lossless = {"lossless": True}
+    return {
+        "png-named.jpg": (encode(image), image, 0),
+        "cmyk.jpg": (pillow("JPEG", pil.convert("CMYK"), quality=95), image, 30),
+        "grey.jpg": (pillow("JPEG", one, quality=95), grey, 10),
+        "palette.png": (pillow("PNG", palette), shown, 0),
+        "1-bit.png": (pillow("PNG", Image.fromarray(bits[..., 0]).convert("1")), bits, 0),
+        "16-bit.png": (encode(image.astype(np.uint16) * 256 + 7), image, 0),
+        "alpha.png": (encode(np.dstack([image[..., ::-1], image[..., 0] * 0])), image, 0),
+        "animated.gif": (pillow("GIF", palette, two.quantize(16)), shown, 0),
+        "animated.webp": (pillow("WEBP", pil, two, **lossless), image, 0),
+        "turned.jpg": (with_orientation(encode(image, ".jpg")), np.rot90(image, -1), 20),
+        "plain.webp": (pillow("WEBP", pil, **lossless), image, 0),
+        "plain.bmp": (encode(image, ".bmp"), image, 0),
+        "plain.tiff": (encode(image, ".tiff"), image, 0),
+        "plain.ppm": (encode(image, ".ppm"), image, 0),
+        "plain.jp2": (pillow("JPEG2000", pil), image, 0),
+    }
+
+
+def test_every_kind_of_file_is_read_or_listed_by_a_worker(tmp_path):
+    good = unusual()
+    for name, (content, _) in BROKEN.items():
+        write(tmp_path / "pool" / name, content)
+    for name, (content, *_) in good.items():
+        write(tmp_path / "pool" / name, content)
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 40)
+    listed = {pool.names[i]: reason for i, reason in pool.skipped.items()}
+    assert listed == {name: reason for name, (_, reason) in BROKEN.items()}
+    for name, image in zip(pool.names, pixels(pool), strict=True):
+        if name in good:
+            _, wanted, tolerance = good[name]
+            assert np.abs(image.astype(int) - wanted).mean() <= tolerance, name
+        else:
+            assert not image.any(), name
 
 
 @posix
@@ -353,6 +416,80 @@ def test_tar_shards_equal_the_folder(tmp_path):
     assert as_tars.tags(7) == as_folder.tags(7) == "b"
     [one] = open_pools([tmp_path / "shard-1.tar"], tmp_path, 16)
     assert one.name == "shard-1" and len(one) == 3
+
+
+def test_cut_shards_give_what_lies_before_the_cut(tmp_path):
+    folder = tmp_path / "pool"
+    for seed in range(6):
+        write(folder / f"{seed}.png", picture(seed))
+    names = [f"{seed}.png" for seed in range(6)]
+    make_tar(tmp_path / "whole.tar", folder, names)
+    content = (tmp_path / "whole.tar").read_bytes()
+    with tarfile.open(tmp_path / "whole.tar") as archive:
+        fourth = archive.getmembers()[3]
+    lost = "truncated or damaged archive: the members after this are lost"
+    cuts = {
+        "data": content[: fourth.offset_data + 100],
+        "header": content[: fourth.offset + 100],
+        "between": content[: fourth.offset],  # no end of the archive is marked there
+        "overwritten": content[: fourth.offset] + b"x" * 512 + content[fourth.offset + 512 :],
+    }
+    for name, cut in cuts.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.tar").write_bytes(cut)
+        make_tar(tmp_path / name / "b.tar", folder, names[4:])
+        [pool] = open_pools([str(tmp_path / name / "*.tar")], tmp_path, 16)
+        listed = {pool.names[i]: reason for i, reason in pool.skipped.items()}
+        damaged = {"a.tar/3.png": "damaged or truncated image"} if name == "data" else {}
+        assert listed == {"a.tar": lost, **damaged}, name
+        good = [i for i in range(len(pool)) if i not in pool.skipped]
+        assert [pool.names[i] for i in good] == [
+            *(f"a.tar/{seed}.png" for seed in range(3)),
+            "b.tar/4.png",
+            "b.tar/5.png",
+        ]
+        wanted = [fit_square(picture(seed), 16) for seed in (0, 1, 2, 4, 5)]
+        assert (pixels(pool)[good] == np.stack(wanted)).all()
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_those_that_tarfile_finds(tmp_path, format):
+    names = [
+        "a.png",
+        "d/" * 30 + "b.png",
+        "x" * 90 + ".png",
+        "ü/é.png",
+        "wide/" * 5 + "y" * 90 + ".png",
+    ]
+    names += [] if format == tarfile.USTAR_FORMAT else ["deep/" * 60 + "z" * 200 + ".png"]
+    content = encode(picture())
+    with tarfile.open(tmp_path / "s.tar", "w", format=format) as archive:
+        for number, name in enumerate(names):
+            folder = tarfile.TarInfo(f"folder-{number}.png")
+            folder.type = tarfile.DIRTYPE
+            archive.addfile(folder)
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = len(content) + number, 0.5  # a fraction needs a pax header
+            archive.addfile(member, io.BytesIO(content + bytes(number)))
+    found = list(tar.members(tmp_path / "s.tar"))
+    with tarfile.open(tmp_path / "s.tar") as archive:
+        wanted = archive.getmembers()
+    assert [member.name.decode().rstrip("/") for member in found] == [m.name for m in wanted]
+    assert [(m.offset, m.size) for m in found] == [(m.offset_data, m.size) for m in wanted]
+    assert [m.kind == "file" for m in found] == [m.isreg() for m in wanted]
+    [pool] = open_pools([tmp_path / "s.tar"], tmp_path, 40)
+    assert list(pool.names) == [f"s.tar/{name}" for name in names] and not pool.skipped
+    assert (pixels(pool) == picture()).all()
+
+
+def test_sizes_beyond_octal_digits_are_read(tmp_path):
+    member = tarfile.TarInfo("big.png")
+    member.size = 2**40
+    (tmp_path / "s.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT))
+    members = tar.members(tmp_path / "s.tar")
+    assert next(members) == tar.Member(b"big.png", "file", 512, 2**40)
+    with pytest.raises(tar.Damaged):
+        next(members)
 
 
 @posix

@@ -1,0 +1,354 @@
+"""Decoding processes: a crash costs one file, nobody is left behind; the parts of a cache.
+
+pytest tests/test_workers.py
+"""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data import Unreadable, decode, fingerprints, fit_square, open_pools
+from data import listing as listing_module
+from data import workers as workers_module
+from data.workers import CRASHES, Died, Worker
+
+CRASHING, KILLED_ONCE = b"crash-the-decoder", b"kill-it-once"
+# Runs first in every worker: there is no image at hand that crashes the OpenCV of today.
+SITECUSTOMIZE = f"""
+import os, signal, cv2
+real = cv2.imdecode
+def imdecode(content, flags):
+    content = content.tobytes()
+    if {CRASHING!r} in content:
+        os.abort()
+    if {KILLED_ONCE!r} in content and not os.path.exists(os.environ["KILLED"]):
+        open(os.environ["KILLED"], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(__import__("numpy").frombuffer(content, "uint8"), flags)
+cv2.imdecode = imdecode
+"""
+
+
+def picture(seed, side=24):
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    return cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+
+
+def png(image):
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+
+
+def fill(folder, count, first=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed in range(first, first + count):
+        (folder / f"{seed:04d}.png").write_bytes(png(picture(seed)))
+
+
+def pixels(pool):
+    return np.concatenate(pool.images)
+
+
+def expected(count, size=16):
+    return np.stack([fit_square(picture(seed), size) for seed in range(count)])
+
+
+@pytest.fixture
+def fresh_workers(tmp_path, monkeypatch):
+    """Workers that SITECUSTOMIZE runs in; those at rest are put away before and after."""
+    if os.name == "nt":
+        pytest.skip("needs POSIX signals")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITECUSTOMIZE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("KILLED", str(tmp_path / "killed"))
+    workers_module.rest(keep=0)
+    yield
+    workers_module.rest(keep=0)
+
+
+def test_a_file_that_crashes_the_decoder_is_listed_alone(tmp_path, fresh_workers):
+    fill(tmp_path / "pool", 40)
+    for number in (7, 30):
+        path = tmp_path / "pool" / f"{number:04d}.png"
+        path.write_bytes(path.read_bytes() + CRASHING)
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
+    assert pool.skipped == {7: CRASHES, 30: CRASHES}
+    wanted = expected(40)
+    wanted[[7, 30]] = 0
+    assert (pixels(pool) == wanted).all()
+    good = np.setdiff1d(np.arange(40), [7, 30])
+    assert (np.concatenate(pool.hashes)[good] == fingerprints(wanted)[good]).all()
+
+
+def test_a_worker_killed_once_loses_no_file(tmp_path, fresh_workers):
+    fill(tmp_path / "pool", 40)
+    path = tmp_path / "pool" / "0020.png"
+    path.write_bytes(path.read_bytes() + KILLED_ONCE)
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
+    assert (tmp_path / "killed").exists()
+    assert not pool.skipped and (pixels(pool) == expected(40)).all()
+
+
+def test_a_worker_that_dies_at_rest_is_replaced(tmp_path):
+    fill(tmp_path / "pool", 3)
+    open_pools([tmp_path / "pool"], tmp_path, 16)
+    [worker] = workers_module._resting
+    worker.process.kill()
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 24)
+    assert not pool.skipped and (pixels(pool) == expected(3, 24)).all()
+
+
+def test_a_worker_that_cannot_start_is_an_error_and_blames_no_file(tmp_path, monkeypatch, capfd):
+    (tmp_path / "cv2.py").write_text("raise ImportError('no such library')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    workers_module.rest(keep=0)
+    fill(tmp_path / "pool", 3)
+    with pytest.raises(OSError, match="does not start"):
+        open_pools([tmp_path / "pool"], tmp_path, 16)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert "no such library" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_worker_reports_a_full_disk_and_goes_on(tmp_path):
+    fill(tmp_path / "pool", 1)
+    (tmp_path / "rows").write_bytes(b"")
+    sources = [(os.fsencode(tmp_path / "pool" / "0000.png"), None, None)]
+    task = {"offset": 0, "size": 16, "sources": sources, "canonical": False}
+    worker = Worker()
+    with pytest.raises(OSError) as caught:
+        worker.ask({**task, "file": "/dev/full"})
+    assert caught.value.errno == errno.ENOSPC
+    prints, hashes, reasons = worker.ask({**task, "file": str(tmp_path / "rows")})
+    assert (prints == fingerprints(expected(1))).all() and hashes is None and reasons == {}
+    assert (tmp_path / "rows").read_bytes() == expected(1).tobytes()
+    worker.process.kill()
+    with pytest.raises(Died):
+        worker.ask(task)
+
+
+PARENT = """
+import sys, time, data
+from data.workers import Worker
+print(Worker().process.pid, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_its_parent(number):
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], cwd=root, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        worker = Path("/proc", parent.stdout.readline().strip(), "stat")
+        assert worker.exists()
+        parent.send_signal(number)
+        deadline = time.monotonic() + 10
+        # A zombie ("Z") has ended; who collects it depends on the system.
+        while worker.exists() and worker.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_any_number_of_workers_gives_the_same_cache(tmp_path, monkeypatch):
+    fill(tmp_path / "pool", 150)
+    (tmp_path / "pool" / "0070.png").write_bytes(b"broken")
+    found = []
+    for count in (1, 3):
+        monkeypatch.setattr(workers_module, "cores", lambda count=count: count)
+        [pool] = open_pools([tmp_path / "pool"], tmp_path / str(count), 16)
+        found.append((pixels(pool), np.concatenate(pool.hashes), pool.skipped))
+    assert (found[0][0] == found[1][0]).all() and (found[0][1] == found[1][1]).all()
+    assert found[0][2] == found[1][2] == {70: "not an image"}
+
+
+# ---- the parts of a cache ----
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    monkeypatch.setattr(listing_module, "PART", 8)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Names of the files given to a worker so far."""
+    seen, ask = [], Worker.ask
+
+    def spy(worker, task):
+        seen.extend(os.path.basename(os.fsdecode(source[0])) for source in task["sources"])
+        return ask(worker, task)
+
+    monkeypatch.setattr(Worker, "ask", spy)
+    return seen
+
+
+def test_parts_together_are_the_pool(tmp_path, small_parts):
+    fill(tmp_path / "pool", 50)
+    (tmp_path / "pool" / "0033.png").write_bytes(b"broken")
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
+    assert len(pool.images) == len(pool.hashes) == len(pool.parts) > 6
+    assert max(map(len, pool.images)) <= 8 and sum(map(len, pool.images)) == len(pool) == 50
+    wanted = expected(50)
+    wanted[33] = 0
+    assert (pixels(pool) == wanted).all() and pool.skipped == {33: "not an image"}
+    for images, hashes, folder in zip(pool.images, pool.hashes, pool.parts, strict=True):
+        assert (np.load(folder / "images.npy") == images).all()
+        assert (np.load(folder / "prints.npy") == hashes).all()
+        assert not images.flags.writeable and isinstance(hashes, np.memmap)
+
+
+@pytest.mark.parametrize("change", ["edit", "add", "remove"])
+def test_a_changed_file_rebuilds_the_parts_around_it(tmp_path, small_parts, asked, change):
+    fill(tmp_path / "pool", 60)
+    open_pools([tmp_path / "pool"], tmp_path, 16)
+    assert len(asked) == 60
+    asked.clear()
+    if change == "edit":
+        (tmp_path / "pool" / "0030.png").write_bytes(png(picture(99)))
+    elif change == "add":
+        (tmp_path / "pool" / "0030-new.png").write_bytes(png(picture(99)))
+    else:
+        (tmp_path / "pool" / "0030.png").unlink()
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
+    assert len(asked) <= (8 if change == "edit" else 24)
+    files = sorted((tmp_path / "pool").iterdir())
+    wanted = [fit_square(decode(path.read_bytes()), 16) for path in files]
+    assert (pixels(pool) == np.stack(wanted)).all()
+    asked.clear()
+    open_pools([tmp_path / "pool"], tmp_path, 16)
+    assert not asked
+
+
+def test_an_interrupted_build_goes_on_with_the_parts_it_has(tmp_path, small_parts, monkeypatch):
+    fill(tmp_path / "pool", 60)
+    taken, ask = [], Worker.ask
+
+    def interrupted(worker, task):
+        taken.extend(task["sources"])
+        if len(taken) > 30:
+            raise OSError(errno.ENOSPC, "disk full")
+        return ask(worker, task)
+
+    with monkeypatch.context() as once:
+        once.setattr(workers_module, "cores", lambda: 1)
+        once.setattr(Worker, "ask", interrupted)
+        with pytest.raises(OSError, match="disk full"):
+            open_pools([tmp_path / "pool"], tmp_path, 16)
+    left = list((tmp_path / "cache").iterdir())
+    assert left and all((folder / "meta.json").exists() for folder in left)
+    taken.clear()
+    kept = sum(len(np.load(folder / "images.npy")) for folder in left)
+    monkeypatch.setattr(
+        Worker, "ask", lambda worker, task: (taken.extend(task["sources"]), ask(worker, task))[1]
+    )
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
+    assert len(taken) == 60 - kept and (pixels(pool) == expected(60)).all()
+
+
+def test_several_processes_share_the_work(tmp_path, small_parts, asked):
+    fill(tmp_path / "pool", 60)
+    by_rank = {}
+
+    def other_rank():
+        by_rank[0] = list(asked)
+        asked.clear()
+        [theirs] = open_pools([tmp_path / "pool"], tmp_path, 16, share=(1, 2), wait=its_wait)
+        by_rank["theirs"] = pixels(theirs)
+
+    def its_wait():
+        by_rank[1] = list(asked)
+        asked.clear()
+
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16, share=(0, 2), wait=other_rank)
+    assert not asked  # after waiting, all that is needed is there
+    assert sorted(by_rank[0] + by_rank[1]) == sorted(os.listdir(tmp_path / "pool"))
+    assert by_rank[0] and by_rank[1]
+    assert (pixels(pool) == expected(60)).all() and (by_rank["theirs"] == expected(60)).all()
+
+
+def test_a_share_that_never_came_is_built_after_waiting(tmp_path, small_parts):
+    fill(tmp_path / "pool", 30)
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16, share=(1, 3))
+    assert (pixels(pool) == expected(30)).all()
+
+
+# ---- pixels ----
+
+
+def test_fingerprints_tell_images_apart():
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (40, 9, 9, 3), np.uint8)  # 243 bytes, not a multiple of 8
+    images[20:] = images[0]
+    for row, position in enumerate(random.choice(243, 20, replace=False), 20):
+        images[row].flat[position] ^= 0x80  # a single bit, the least that can differ
+    found = {row.tobytes() for row in fingerprints(images)}
+    assert len(found) == 40
+    assert (fingerprints(images[7:9]) == fingerprints(images)[7:9]).all()
+    assert fingerprints(images[:0]).shape == (0, 16)
+
+
+@pytest.mark.parametrize("byte", [0, 7])
+def test_fingerprints_see_every_byte_of_a_word(byte):
+    # Bit 7 of byte 7 survives a multiplication modulo 2**64 in one bit only.
+    images = np.zeros((300, 8, 8, 3), np.uint8)
+    random = np.random.default_rng(1)
+    for image in images:
+        image.reshape(-1, 8)[random.permutation(24)[:12], byte] = 0x80
+    same = {image.tobytes() for image in images}
+    assert len({row.tobytes() for row in fingerprints(images)}) == len(same)
+
+
+def photograph(height, width):
+    """A sharp edge over a smooth ramp."""
+    across = np.linspace(0, 255, width, dtype=np.float32)[None, :, None]
+    image = np.broadcast_to(across, (height, width, 3)).copy()
+    image[: height // 2, :, 1] = 255 - image[: height // 2, :, 1]
+    return image.astype(np.uint8)
+
+
+def jpeg(image):
+    return cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    "height, width, size, side",
+    [(300, 400, 32, 75), (800, 900, 20, 100), (400, 100, 32, 50), (90, 120, 32, 90)],
+)
+def test_large_jpegs_are_reduced_while_they_are_decoded(height, width, size, side):
+    content = jpeg(photograph(height, width)) + bytes(size * size)  # long enough to be looked into
+    picture = decode(content, size)
+    assert min(picture.shape[:2]) == side
+    apart = fit_square(picture, size).astype(float) - fit_square(decode(content), size)
+    assert np.abs(apart).mean() < 3
+
+
+def test_reduced_jpegs_are_checked_all_the_same():
+    content = jpeg(photograph(300, 400))
+    for cut in (len(content) // 2, -2):
+        with pytest.raises(Unreadable, match="damaged or truncated"):
+            decode(content[:cut], 16)
+    frame = content.index(b"\xff\xc0")
+    huge = content[: frame + 5] + b"\xf0\x00\xf0\x00" + content[frame + 9 :]
+    with pytest.raises(Unreadable, match="more than"):
+        decode(huge, 16)
+
+
+@pytest.mark.parametrize("side", [32, 33, 47, 63, 64, 65, 100, 129])
+def test_fitting_keeps_the_picture_in_its_place(side):
+    image = photograph(side, side + 10)
+    fitted = fit_square(image, 32).astype(float)
+    wanted = cv2.resize(image[:, 5:-5], (32, 32), interpolation=cv2.INTER_AREA)
+    inside = np.abs(fitted - wanted)[:, 1:-1]
+    assert np.abs(inside[:14]).max() <= 8 and np.abs(inside[18:]).max() <= 8  # but for the edge
