@@ -1,0 +1,1 @@
+"""How fast the project is, beside what the hardware allows and beside others' ways."""

@@ -1,0 +1,87 @@
+"""What each switch costs or gives: the bare step with one thing changed, beside the default."""
+
+import time
+
+import torch
+
+from benchmarks import timing, ways
+
+
+def _threads(way, count):
+    """`way` with `count` CPU threads; the others keep theirs."""
+    before = torch.get_num_threads()
+    while True:
+        torch.set_num_threads(count)
+        try:
+            images = next(way)
+        finally:
+            torch.set_num_threads(before)
+        yield images
+
+
+def _timed_start(way, seconds, name):
+    """`way`, with the seconds of its first step in seconds[name]: compilation is part of it."""
+    began = time.perf_counter()
+    images = next(way)
+    seconds[name] = time.perf_counter() - began
+    yield images
+    yield from way
+
+
+def _variants(job, task, first):
+    """{name: (way, name of the way it is compared with)}; first: see `_timed_start`."""
+    bare = getattr(ways, f"{task}_bare")
+    other, dtype = ("bf16 off", None) if job.precision else ("bf16 on", torch.bfloat16)
+    variants = {
+        "default": bare(job),
+        "channels_last off": bare(job, channels_last=False),
+        other: bare(job, precision=dtype),
+        "compile on": _timed_start(bare(job, compiled=True), first, "compile on"),
+    }
+    if task == "train":
+        variants["SGD foreach"] = bare(job, foreach=True)
+        variants["SGD for-loop"] = bare(job, foreach=False)
+    if job.device.type == "cpu":
+        for count in range(1, torch.get_num_threads()):
+            variants[f"threads {count}"] = _threads(bare(job), count)
+    against = dict.fromkeys(variants, "default")
+    if task == "train" and job.device.type == "cuda":
+        variants["loop"] = ways.train_ours(job)
+        variants["loop, images streamed"] = ways.train_ours(job, resident=False)
+        against |= dict.fromkeys(("loop", "loop, images streamed"), "loop")
+    return variants, against
+
+
+def measure(job, task, repeats, seconds):
+    """{name: {"rate": images/s, "ratio": to the default}}; a compiled way that pays also has
+    "seconds", its compilation's, and "pays_after", the images that earn them back.
+    """
+    first = {}
+    variants, against = _variants(job, task, first)
+    rates = timing.rates(variants, job.device, repeats, seconds)
+    rows = {}
+    for name, rate in rates.items():
+        base = rates[against[name]]
+        rows[name] = {"rate": rate, "ratio": rate / base if rate and base else None}
+    compiled, base = rates["compile on"], rates["default"]
+    if compiled and base:
+        wait = first["compile on"] - job.batch_size / compiled
+        saved = 1 / base - 1 / compiled  # seconds an image
+        rows["compile on"] |= {"seconds": wait, "pays_after": wait / saved if saved > 0 else None}
+    return rows
+
+
+def table(rows):
+    """The rows as text, one a line."""
+    lines = []
+    for name, row in rows.items():
+        if row["rate"] is None:
+            lines.append(f"  {name:24} failed")
+            continue
+        line = f"  {name:24}{row['rate']:10.1f} img/s"
+        line += f"{row['ratio']:8.2f}x" if row["ratio"] else ""
+        if "seconds" in row:
+            after = f"{row['pays_after']:,.0f} images" if row["pays_after"] else "never"
+            line += f"   compiles {row['seconds']:.0f} s, earned back after: {after}"
+        lines.append(line)
+    return "\n".join(lines)
