@@ -21,8 +21,11 @@ class Normalise:
         self.scale = 1 / (torch.tensor(std, device=device) * 255)
 
     def __call__(self, images):
-        images = images.float().sub_(self.mean).mul_(self.scale)
-        return images.permute(0, 3, 1, 2)  # HWC -> CHW as a view: the memory is channels_last
+        batch, side = images.shape[:2]
+        # A row of 3 S numbers instead of 3: on a CPU broadcasting along 3 takes five times as long.
+        mean, scale = self.mean.repeat(side), self.scale.repeat(side)
+        rows = images.reshape(batch, side, 3 * side).float().sub_(mean).mul_(scale)
+        return rows.view(images.shape).permute(0, 3, 1, 2)  # as a view: channels_last in memory
 
 
 class Augment:
