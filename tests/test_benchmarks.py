@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+from contextlib import closing
 
 import pytest
 import torch
@@ -45,20 +46,23 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("task", ways.TASKS)
 def test_each_way_has_its_precision_format_and_workers_and_only_training_trains(task, name, seen):
     way = ways.TASKS[task][ways.WAYS.index(name)](JOB)
-    counted = next(way)
-    assert counted > 0 and counted % JOB.batch_size == 0
-    before = [parameter.detach().clone() for parameter in seen["model"].parameters()]
-    assert next(way) > 0
-    after = seen["model"].parameters()
-    changed = [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
-    assert all(changed) if task == "train" else not any(changed)
-    assert seen["input"].shape == (JOB.batch_size, 3, JOB.input_size, JOB.input_size)
-    if name == "predecessor":
-        assert (seen["formats"], seen["dtype"]) == ([False, False], torch.float32)
-    else:
-        assert (seen["formats"], seen["dtype"]) == ([True, True], JOB.precision or torch.float32)
-    assert len(multiprocessing.active_children()) == ways.workers(name)
-    way.close()
+    with closing(way):  # its workers must not outlive a failure
+        counted = next(way)
+        assert counted > 0 and counted % JOB.batch_size == 0
+        before = [parameter.detach().clone() for parameter in seen["model"].parameters()]
+        assert next(way) > 0
+        after = seen["model"].parameters()
+        changed = [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
+        assert all(changed) if task == "train" else not any(changed)
+        assert seen["input"].shape == (JOB.batch_size, 3, JOB.input_size, JOB.input_size)
+        if name == "predecessor":
+            assert (seen["formats"], seen["dtype"]) == ([False, False], torch.float32)
+        else:
+            assert (seen["formats"], seen["dtype"]) == (
+                [True, True],
+                JOB.precision or torch.float32,
+            )
+        assert len(multiprocessing.active_children()) == ways.workers(name)
 
 
 def test_only_bare_sees_the_same_batch_again(seen):
