@@ -6,6 +6,7 @@ finished work kept; 130 Ctrl-C and 143 SIGTERM, state saved.  An error is one li
 """
 
 import argparse
+import ctypes
 import dataclasses
 import errno
 import functools
@@ -333,8 +334,20 @@ def begin(args, stage):
     return device, folder, action == "resume"
 
 
+def keep_freed_memory():
+    """Let glibc keep what a step frees, for the next one; elsewhere nothing happens.
+
+    By default it gives large blocks back to the system, which clears their pages anew at the next
+    step: resnet20 spent 3 to 5 % of its training and a third of its prediction on that.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: 32 MB, the most that every version takes
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing goes back
+
+
 def pick_device(args):
-    """The torch.device of --device; sets up determinism.  ValueError for one that is not there."""
+    """The torch.device of --device; sets up determinism and memory.  ValueError for one that is not there."""
     name = args.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -348,6 +361,7 @@ def pick_device(args):
         raise ValueError(f"--device {name} is not available here; use --device cpu or auto")
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    keep_freed_memory()
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic
     if name == "cuda" and distributed.size() > 1:
