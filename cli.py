@@ -347,7 +347,10 @@ def keep_freed_memory():
 
 
 def pick_device(args):
-    """The torch.device of --device; sets up determinism and memory.  ValueError for one that is not there."""
+    """The torch.device of --device, with determinism and memory set up.
+
+    Raises ValueError for a device that is not there.
+    """
     name = args.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
