@@ -47,6 +47,7 @@ KINDS = {  # name: suffix, height, width
 }
 DIFFERENT = 200  # images of a kind; the files repeat them
 SHARD = 10_000  # members
+BARE = 20_000  # images that imdecode decodes, at most: they lie in memory
 SMALL_PART = 4096  # images that PIL decodes: it takes long enough
 
 
@@ -60,10 +61,10 @@ def parse(argv):
     add("--repeats", type=int, default=5)
     add("--folder", type=Path, help="where the images go for the time being (some 2 GB)")
     add("--json", type=Path, metavar="FILE")
-    add("--quick", action="store_true", help="0.2 s a build, once")
+    add("--quick", action="store_true", help="hardly any images, once")
     args = parser.parse_args(argv)
     if args.quick:
-        args.seconds, args.repeats = 0.2, 1
+        args.seconds, args.repeats = 0.02, 1
     return args
 
 
@@ -104,14 +105,15 @@ def write_shards(folder, contents, suffix, count):
                 shard.addfile(member, io.BytesIO(contents[number % len(contents)]))
 
 
-def imdecode(contents, count):
-    """Images a second of one thread that does nothing but decode."""
+def imdecode(folder, count):
+    """Images a second of one thread that does nothing but decode: the first `count` files."""
+    paths = sorted(folder.glob("*/*"))[:count]
+    contents = [np.frombuffer(path.read_bytes(), np.uint8) for path in paths]
     cv2.setNumThreads(0)
     began = time.perf_counter()
-    for number in range(count):
-        buffer = np.frombuffer(contents[number % len(contents)], np.uint8)
-        cv2.imdecode(buffer, cv2.IMREAD_COLOR_RGB)
-    return count / (time.perf_counter() - began)
+    for content in contents:
+        cv2.imdecode(content, cv2.IMREAD_COLOR_RGB)
+    return len(contents) / (time.perf_counter() - began)
 
 
 def build(spec, size):
@@ -141,15 +143,16 @@ def measure(folder, kind, args, processes, workers):
     """-> {name: [images a second, one a repeat]}, images, mean bytes."""
     suffix, height, width = KINDS[kind]
     contents = photographs(suffix, height, width)
-    rate = processes.apply(imdecode, (contents, DIFFERENT))
-    count = max(1000, int(rate * workers * args.seconds))
+    write_files(folder / "some", contents, suffix, DIFFERENT)
+    rate = processes.apply(imdecode, (folder / "some", DIFFERENT))
+    count = max(256, int(rate * workers * args.seconds))
     write_files(folder / "files", contents, suffix, count)
     write_shards(folder / "shards", contents, suffix, count)
-    each = count // workers
+    decoded = folder / "files", min(count // workers, BARE)
     rates = {name: [] for name in ("imdecode", "at once", "files", "shards", "PIL")}
     for _ in range(args.repeats):
-        rates["imdecode"].append(processes.apply(imdecode, (contents, each)))
-        together = processes.starmap(imdecode, [(contents, each)] * workers, chunksize=1)
+        rates["imdecode"].append(processes.apply(imdecode, decoded))
+        together = processes.starmap(imdecode, [decoded] * workers, chunksize=1)
         rates["at once"].append(sum(together))
         rates["files"].append(build(folder / "files", args.input_size))
         rates["shards"].append(build(str(folder / "shards" / "*.tar"), args.input_size))

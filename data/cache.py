@@ -14,6 +14,8 @@ import hashlib
 import json
 import os
 import shutil
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from .workers import chunk_size, decode_all
 
 VERSION = 2  # raise it when the pixels or the files change
 ROWS = 256  # copied at a time
+ABANDONED = 3600  # seconds without a row: whoever was writing it has been killed
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def _load(folder):
 
 def _build(parts, cache):
     """Decode the parts of a cache, one after the other without a pause between them."""
+    _clear_abandoned(parts[0][2].parent)
     total, under_way = sum(stop - start for start, stop, _ in parts), {}
     chunk = chunk_size(total)
 
@@ -133,6 +137,14 @@ def _build(parts, cache):
     finally:  # also at Ctrl-C and SIGTERM: half a part is of no use to anybody
         for new in under_way.values():
             new.remove()
+
+
+def _clear_abandoned(cache_dir):
+    """Remove what killed processes have left; others may still be at work beside this one."""
+    for images in cache_dir.glob("*.partial-*/images.npy"):
+        with suppress(OSError):  # finished, or cleared by another process, this moment
+            if time.time() - images.stat().st_mtime > ABANDONED:
+                shutil.rmtree(images.parent, ignore_errors=True)
 
 
 class _NewPart:

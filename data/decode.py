@@ -13,6 +13,9 @@ import numpy as np
 
 MAX_FILE_BYTES = 2**28  # a file under the pixel limit is smaller than this in every format we read
 
+# O_NONBLOCK: opening a FIFO would otherwise wait for a writer that never comes.
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
 _FORMATS = "jpg|jpeg|jpe|png|webp|bmp|dib|ppm|pgm|pbm|pnm|tif|tiff|gif|jp2"
 IMAGE_SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split("|"))
 _ENDINGS = tuple(IMAGE_SUFFIXES), tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
@@ -99,10 +102,8 @@ def read_file(path):
     Read here rather than by cv2.imread, which crashes on a name that is not UTF-8 and returns
     half-grey pictures for truncated files.
     """
-    # O_NONBLOCK: opening a FIFO would otherwise wait for a writer that never comes.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        file = os.open(path, flags)
+        file = os.open(path, _OPEN_FLAGS)
         try:
             status = os.fstat(file)
             if not stat.S_ISREG(status.st_mode):
@@ -129,13 +130,14 @@ def fit_square(image, size):
     faster than averaging over fractions of pixels, and then by less than 2 between the pixels.
     """
     height, width = image.shape[:2]
+    if height == width == size:
+        return image
     side = min(height, width)
-    if side >= 2 * size:
-        factor = side // size
-        small = side // factor
-        block = cv2.resize(_middle(image, small * factor), (small, small), 0, 0, 0, cv2.INTER_AREA)
-        return fit_square(block, size)
-    square = _middle(image, side)
+    factor = max(1, side // size)
+    square = _middle(image, side // factor * factor)
+    if factor > 1:
+        side //= factor
+        square = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)
     if side == size:
         return square
     method = cv2.INTER_LINEAR if side > size else cv2.INTER_CUBIC

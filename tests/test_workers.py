@@ -4,6 +4,7 @@ pytest tests/test_workers.py
 """
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -257,6 +258,18 @@ def test_an_interrupted_build_goes_on_with_the_parts_it_has(tmp_path, small_part
     assert len(taken) == 60 - kept and (pixels(pool) == expected(60)).all()
 
 
+def test_what_a_killed_build_left_is_cleared_in_time(tmp_path):
+    fill(tmp_path / "pool", 3)
+    for name, age in (("old", 7200), ("young", 60)):
+        images = tmp_path / "cache" / f"pool-16px-0123.partial-{name}" / "images.npy"
+        images.parent.mkdir(parents=True)
+        images.write_bytes(b"rows")
+        os.utime(images, (time.time() - age,) * 2)
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
+    left = {folder.name for folder in (tmp_path / "cache").iterdir()}
+    assert left == {pool.parts[0].name, "pool-16px-0123.partial-young"}
+
+
 def test_several_processes_share_the_work(tmp_path, small_parts, asked):
     fill(tmp_path / "pool", 60)
     by_rank = {}
@@ -352,3 +365,15 @@ def test_fitting_keeps_the_picture_in_its_place(side):
     wanted = cv2.resize(image[:, 5:-5], (32, 32), interpolation=cv2.INTER_AREA)
     inside = np.abs(fitted - wanted)[:, 1:-1]
     assert np.abs(inside[:14]).max() <= 8 and np.abs(inside[18:]).max() <= 8  # but for the edge
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs(tmp_path):
+    program = Path(__file__).parents[1] / "benchmarks" / "decode.py"
+    command = [sys.executable, program, "--quick", "--folder", tmp_path, "--json", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    kinds = json.loads((tmp_path / "out").read_text())["kinds"]
+    assert len(kinds) == 4
+    for found in kinds.values():
+        assert min(found["median"].values()) > 0 and len(found["ratio"]) == 4
