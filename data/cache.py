@@ -38,7 +38,6 @@ class Part:
     entry that each row came from.
     """
 
-    folder: Path
     images: np.ndarray
     prints: np.ndarray
     skipped: dict[int, str]
@@ -99,7 +98,6 @@ def _load(folder):
             if (folder / file).stat().st_size != size:
                 return None
         return Part(
-            folder=folder,
             skipped={int(row): reason for row, reason in meta["skipped"].items()},
             **{Path(file).stem: np.load(folder / file, mmap_mode="r") for file in meta["bytes"]},
         )

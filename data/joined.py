@@ -185,10 +185,10 @@ def _prints_of(pool, first, last=None):
     """uint8 (last - first, 16) of the entries of one pool."""
     last = first + 1 if last is None else last
     if pool.rows is not None:
-        (prints,) = pool.hashes
+        (prints,) = pool.prints
         return np.asarray(prints[pool.rows[first:last]])
     parts, start = [], 0
-    for prints in pool.hashes:
+    for prints in pool.prints:
         low, high = max(first - start, 0), min(last - start, len(prints))
         if low < high:
             parts.append(prints[low:high])

@@ -19,7 +19,7 @@ from .listing import Pictures
 
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
 CIFAR = {"cifar100": ("CIFAR100", 100), "cifar10": ("CIFAR10", 10)}  # torchvision's class, classes
-COLUMNS = ("images", "labels", "names", "hashes", "prints", "cache")
+COLUMNS = ("images", "labels", "names", "hashes", "prints")
 MAX_UNREADABLE = 0.01  # of a labelled set; more is no accident of single files
 
 
@@ -29,8 +29,7 @@ class LabelledSet:
 
     *_images: uint8 (N, S, S, 3);  *_labels: int64 (N,), positions in `classes`;
     *_hashes: uint8 (N, 16), `pixel_hash`;  *_prints: uint8 (N, 16), `fingerprints` of the images;
-    *_names: str (N,), path inside the set or its index;  *_cache: the Path of the folder that the
-    images lie in, None where they are in memory only;  inputs: JSON-able dict: kind, path, digest
+    *_names: str (N,), path inside the set or its index;  inputs: JSON-able dict: kind, path, digest
     """
 
     name: str
@@ -40,13 +39,11 @@ class LabelledSet:
     train_names: np.ndarray
     train_hashes: np.ndarray
     train_prints: np.ndarray
-    train_cache: Path | None
     test_images: np.ndarray
     test_labels: np.ndarray
     test_names: np.ndarray
     test_hashes: np.ndarray
     test_prints: np.ndarray
-    test_cache: Path | None
     inputs: dict = field(default_factory=dict)
 
 
@@ -193,7 +190,7 @@ def _arranged(name, data_dir, key, labels, names, source, size):
     if lost := set(labels.tolist()) - set(labels[cache.order].tolist()):
         raise ValueError(f"{name}: no image of class {min(lost)} can be read; replace them")
     order = cache.order
-    return cache.images, labels[order], names[order], cache.hashes, cache.prints, cache.folder
+    return cache.images, labels[order], names[order], cache.hashes, cache.prints
 
 
 def _labelled_set(name, classes, parts, inputs):
@@ -229,7 +226,7 @@ def _load_digits(size):
     for part, chosen in zip(("train", "test"), parts, strict=True):
         order = sorted(chosen, key=lambda i: (labels[i], hashes[i].tobytes(), i))
         images = fitted[order]
-        columns = labels[order], names[order], hashes[order], fingerprints(images), None
+        columns = labels[order], names[order], hashes[order], fingerprints(images)
         arrays[part] = images, *columns
     inputs = {
         "kind": "digits",

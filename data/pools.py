@@ -33,8 +33,7 @@ class Pool:
 
     images: [uint8 (n, S, S, 3)], one read-only array a part, mostly a memory map; entry i is row i
         of the parts laid end to end, or row rows[i] where `rows` is given; zeros where skipped
-    hashes: [uint8 (n, 16)], `fingerprints` of these images, to be compared with those of others
-    parts: [Path], the cache folder of each part, None for one in memory only
+    prints: [uint8 (n, 16)], `fingerprints` of these images, to be compared with those of others
     rows: int64 (N,), or None for all rows in their order
     names[i] -> str, path inside the pool or index;  skipped: {position: reason}
     truth: int64 (N,), classes of the labelled set, or None where they are not known
@@ -47,8 +46,7 @@ class Pool:
     inputs: dict
     spec: str = ""
     images: list[np.ndarray] = field(default_factory=list)
-    hashes: list[np.ndarray] = field(default_factory=list)
-    parts: list[Path | None] = field(default_factory=list)
+    prints: list[np.ndarray] = field(default_factory=list)
     rows: np.ndarray | None = None
     skipped: dict[int, str] = field(default_factory=dict)
     truth: np.ndarray | None = None
@@ -75,8 +73,7 @@ class Pool:
         return replace(
             self,
             images=[part.images for part in parts],
-            hashes=[part.prints for part in parts],
-            parts=[part.folder for part in parts],
+            prints=[part.prints for part in parts],
             skipped=skipped,
             cache=None,
         )
@@ -127,8 +124,7 @@ def _open_heldout(labelled, split):
     return Pool(
         name="heldout",
         images=[labelled.train_images],
-        hashes=[labelled.train_prints],
-        parts=[labelled.train_cache],
+        prints=[labelled.train_prints],
         rows=rows,
         names=Names(labelled.train_names[rows]),
         truth=labelled.train_labels[rows],
@@ -141,8 +137,7 @@ def _open_cifar10(data_dir, size):
     return Pool(
         name="cifar10",
         images=[cifar.train_images],
-        hashes=[cifar.train_prints],
-        parts=[cifar.train_cache],
+        prints=[cifar.train_prints],
         names=Names(cifar.train_names),
         inputs={**cifar.inputs, "kind": "cifar10", "entries": len(cifar.train_images)},
     )
@@ -210,7 +205,7 @@ def _open_patches(data_dir, size):
     inputs = {"kind": "patches", "path": "sklearn.datasets.load_sample_images"}
     inputs |= {"digest": hashlib.sha256(hashes).hexdigest(), "entries": len(names)}
     prints = fingerprints(images)
-    return Pool("patches", Names(names), inputs, images=[images], hashes=[prints], parts=[None])
+    return Pool("patches", Names(names), inputs, images=[images], prints=[prints])
 
 
 def _open_path(spec, data_dir, size):

@@ -32,8 +32,8 @@ def known(images, folder, train=10, val=10):
     labels, cut = np.zeros(len(images), np.int64), train + val
     labelled = LabelledSet(
         "made-up", ("thing",),
-        images[:cut], labels[:cut], names[:cut], prints[:cut], prints[:cut], None,
-        images[cut:], labels[cut:], names[cut:], prints[cut:], prints[cut:], None,
+        images[:cut], labels[:cut], names[:cut], prints[:cut], prints[:cut],
+        images[cut:], labels[cut:], names[cut:], prints[cut:], prints[cut:],
     )  # fmt: skip
     order = np.arange(cut)[::-1]  # no order that positions could be mistaken for
     parts = Split(order[val:].copy(), order[:val].copy(), np.array([], np.int64))
@@ -46,7 +46,7 @@ def found_in(guard, images):
 
 def one_pool(images, name="made-up"):
     names = Names(f"{i}.png" for i in range(len(images)))
-    return Pool(name, names, {}, images=[images], hashes=[fingerprints(images)])
+    return Pool(name, names, {}, images=[images], prints=[fingerprints(images)])
 
 
 def photographs(count, seed=0):
@@ -150,10 +150,10 @@ def test_several_parts_of_a_pool_are_one(tmp_path):
     images = photographs(10)
     prints, names = fingerprints(images), Names(f"{i}.png" for i in range(10))
     parts = [slice(0, 3), slice(3, 4), slice(4, 10)]
-    columns = {"images": [images[p] for p in parts], "hashes": [prints[p] for p in parts]}
+    columns = {"images": [images[p] for p in parts], "prints": [prints[p] for p in parts]}
     chosen = np.array([9, 3, 4, 3])
     cut = Pool("cut", names, {}, **columns)
-    picked = Pool("some", Names("abcd"), {}, images=[images], hashes=[prints], rows=chosen)
+    picked = Pool("some", Names("abcd"), {}, images=[images], prints=[prints], rows=chosen)
     pool = JoinedPools([cut, picked])
     assert len(pool) == 14
     expected = np.concatenate([images, images[chosen]])

@@ -283,7 +283,7 @@ def pixels(pool):
 
 
 def prints(pool):
-    return np.concatenate(pool.hashes)
+    return np.concatenate(pool.prints)
 
 
 def test_cache_is_reused_until_a_file_changes(tmp_path, decoded):

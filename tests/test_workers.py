@@ -86,7 +86,7 @@ def test_a_file_that_crashes_the_decoder_is_listed_alone(tmp_path, fresh_workers
     wanted[[7, 30]] = 0
     assert (pixels(pool) == wanted).all()
     good = np.setdiff1d(np.arange(40), [7, 30])
-    assert (np.concatenate(pool.hashes)[good] == fingerprints(wanted)[good]).all()
+    assert (np.concatenate(pool.prints)[good] == fingerprints(wanted)[good]).all()
 
 
 def test_a_worker_killed_once_loses_no_file(tmp_path, fresh_workers):
@@ -169,7 +169,7 @@ def test_any_number_of_workers_gives_the_same_cache(tmp_path, monkeypatch):
     for count in (1, 3):
         monkeypatch.setattr(workers_module, "cores", lambda count=count: count)
         [pool] = open_pools([tmp_path / "pool"], tmp_path / str(count), 16)
-        found.append((pixels(pool), np.concatenate(pool.hashes), pool.skipped))
+        found.append((pixels(pool), np.concatenate(pool.prints), pool.skipped))
     assert (found[0][0] == found[1][0]).all() and (found[0][1] == found[1][1]).all()
     assert found[0][2] == found[1][2] == {70: "not an image"}
 
@@ -199,15 +199,16 @@ def test_parts_together_are_the_pool(tmp_path, small_parts):
     fill(tmp_path / "pool", 50)
     (tmp_path / "pool" / "0033.png").write_bytes(b"broken")
     [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
-    assert len(pool.images) == len(pool.hashes) == len(pool.parts) > 6
+    assert len(pool.images) == len(pool.prints) > 6
     assert max(map(len, pool.images)) <= 8 and sum(map(len, pool.images)) == len(pool) == 50
     wanted = expected(50)
     wanted[33] = 0
     assert (pixels(pool) == wanted).all() and pool.skipped == {33: "not an image"}
-    for images, hashes, folder in zip(pool.images, pool.hashes, pool.parts, strict=True):
+    for images, prints in zip(pool.images, pool.prints, strict=True):
+        folder = Path(images.filename).parent
         assert (np.load(folder / "images.npy") == images).all()
-        assert (np.load(folder / "prints.npy") == hashes).all()
-        assert not images.flags.writeable and isinstance(hashes, np.memmap)
+        assert (np.load(folder / "prints.npy") == prints).all()
+        assert not images.flags.writeable and isinstance(prints, np.memmap)
 
 
 @pytest.mark.parametrize("change", ["edit", "add", "remove"])
@@ -267,7 +268,7 @@ def test_what_a_killed_build_left_is_cleared_in_time(tmp_path):
         os.utime(images, (time.time() - age,) * 2)
     [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
     left = {folder.name for folder in (tmp_path / "cache").iterdir()}
-    assert left == {pool.parts[0].name, "pool-16px-0123.partial-young"}
+    assert left == {Path(pool.images[0].filename).parent.name, "pool-16px-0123.partial-young"}
 
 
 def test_several_processes_share_the_work(tmp_path, small_parts, asked):
