@@ -1,0 +1,139 @@
+"""Start-up and peak memory of the four steps, each as the user starts it.
+
+    python benchmarks/steps.py --json steps.json                  # digits, and a large pool
+    python benchmarks/steps.py --pool 0                           # without the large pool
+
+The demo runs twice, so that the second run finds its data decoded.  Then step 2 scores a pool of
+noise in tar shards, --pool images of --side pixels, with the network --model, also twice.
+
+first    seconds from the start of the program to the end of its first optimizer step, or its first
+         scored chunk: imports, reading, drawing the first pictures
+imports  of these, until the program's modules are imported
+peak     largest resident memory of the program in MB, its mapped files included
+bound    for the pool: its uint8 size plus 1,000 MB
+
+Writes   with --json FILE: {"demo": {stage: {...}}, "pool": {...}}, figures of the second run
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
+
+import cv2
+import numpy as np
+
+import cli
+from models import MODELS
+from runlog import versions
+
+SHARD = 10_000  # members
+SHORT = ["--epochs", 1, "--passes", 2]  # the demo's trainings, cut short: only their start matters
+STEPS = {
+    "teacher": ("main", SHORT),
+    "samples": ("make_sample_data", []),
+    "student": ("student_train", SHORT),
+    "finetuned": ("main", ["--student-network", "True", *SHORT]),
+}
+PROGRAM = """
+import importlib, json, resource, sys, time
+spawned, name, flags = json.loads(sys.argv[1])
+program = importlib.import_module(name)
+import engine, scoring
+imported, first = time.time(), []
+def noted(function):
+    def call(*args, **kwargs):
+        result = function(*args, **kwargs)
+        first.append(time.time())
+        return result
+    return call
+engine._step, scoring.Selector.add = noted(engine._step), noted(scoring.Selector.add)
+program.main(flags)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # KB; bytes on a Mac
+print(json.dumps({"imports": imported - spawned, "first": first[0] - spawned, "peak": peak}))
+"""
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--pool", type=cli.number(int, 0), default=150_000, metavar="N", help="default 150,000")
+    add("--side", type=cli.number(int, 8), default=64, metavar="N", help="pixels (default 64)")
+    add("--model", choices=MODELS, default="resnet8", metavar="NAME", help="default resnet8")
+    add("--json", type=Path, metavar="FILE")
+    return parser.parse_args(argv)
+
+
+def run(program, *flags):
+    """One program from its start to its end; -> its figures, rounded, with its seconds."""
+    root, began = str(Path(__file__).resolve().parents[1]), time.time()
+    order = json.dumps([began, program, [*map(str, flags), "--device", "cpu", "--overwrite"]])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, order], cwd=root, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    found = json.loads(done.stdout.splitlines()[-1]) | {"seconds": time.time() - began}
+    return {name: round(value, 2) for name, value in found.items()}
+
+
+def demo(folder):
+    where = ["--preset", "demo", "--run-dir", folder / "demo", "--data-dir", folder / "data"]
+    for _ in range(2):
+        found = {stage: run(name, *where, *flags) for stage, (name, flags) in STEPS.items()}
+    return found
+
+
+def write_shards(folder, count, side):
+    """Noise, coarse enough for JPEG to be small; 1,000 different images, members of new names."""
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 256, (1000, side // 8, side // 8, 3), dtype=np.uint8)
+    large = (cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC) for image in coarse)
+    jpegs = [cv2.imencode(".jpg", image)[1].tobytes() for image in large]
+    folder.mkdir()
+    for start in range(0, count, SHARD):
+        with tarfile.open(folder / f"{start:09d}.tar", "w") as archive:
+            for number in range(start, min(start + SHARD, count)):
+                member = tarfile.TarInfo(f"{number:09d}.jpg")
+                member.size = len(jpegs[number % len(jpegs)])
+                archive.addfile(member, io.BytesIO(jpegs[number % len(jpegs)]))
+
+
+def large_pool(folder, args):
+    write_shards(folder / "shards", args.pool, args.side)
+    where = ["--run-dir", folder / "pool", "--data-dir", folder / "data"]
+    small = ["--preset", "demo", "--model", args.model, "--input-size", args.side]
+    run("main", *small, *where, *SHORT)
+    for turn in ("first run", "second run"):
+        pool = ["--unlabeled", folder / "shards" / "*.tar", "--k", 100]
+        found = run("make_sample_data", *where, *pool)
+        print(f"pool, {turn}: {found}", flush=True)
+    size = args.pool * args.side**2 * 3 / 1e6
+    return {"images": args.pool, "side": args.side, "model": args.model, **found,
+            "uint8_mb": round(size), "bound": round(size + 1000)}  # fmt: skip
+
+
+def main(argv=None):
+    args = parse(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        result = {"demo": demo(Path(folder))}
+        for stage, found in result["demo"].items():
+            print(f"{stage}: {found}", flush=True)
+        if args.pool:
+            result["pool"] = large_pool(Path(folder), args)
+    result["versions"] = versions()
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
