@@ -20,7 +20,7 @@ import runlog
 import training
 from data import Images
 from models import build_model
-from models.hub import HUB, MEAN, STD, hub_weights
+from models.hub import HUB, LICENCE, MEAN, STD, find, hub_weights
 from presets import PRESETS, override
 
 
@@ -29,7 +29,8 @@ def parse(argv):
     add = parser.add_argument_group("steps 1 and 4").add_argument
     add("--student-network", action=cli.Boolean, help="step 4: fine-tune the student")
     add("--student", type=Path, metavar="PATH", help="step 4: the stage to start from")
-    add("--weights", metavar="PATH|NAME", help="step 1: start from a checkpoint or hub weights")
+    add("--weights", metavar="PATH|NAME", help="step 1: start from a checkpoint, or from published "
+        f"ImageNet weights such as resnet50_swsl ({LICENCE}) or resnet50_imagenet")  # fmt: skip
     args = parser.parse_args(argv)
     if args.student and not args.student_network:
         parser.error("argument --student: belongs to step 4; add --student-network True")
@@ -85,8 +86,8 @@ def prepare(args, folder, device, resume):
         start.mean_std or training.normalisation(images, rows),
         training=asdict(recipe), weights=args.weights,
     )  # fmt: skip
-    if args.weights and Path(args.weights).is_file():
-        config["inputs"]["weights"] = {"sha256": checkpoint.fingerprint(args.weights)}
+    if args.weights and Path(start.source).is_file():
+        config["inputs"]["weights"] = {"sha256": checkpoint.fingerprint(start.source)}
     if saved:
         cli.check_same(saved, config)
     return training.Job(
@@ -106,16 +107,18 @@ class Start(NamedTuple):
 
 def starting_point(args, student):
     """Step 4 starts from the student, step 1 from --weights or from nothing."""
-    name = student.product if student else args.weights
-    if name is None:
+    path = student.product if student else args.weights
+    if path is None:
         return Start()
-    if name in HUB or not Path(name).exists():
+    if path in HUB or not Path(path).exists():
+        name = find(path)
         return Start(hub_weights(name), name, HUB[name], (list(MEAN), list(STD)))
-    weights = checkpoint.load(name)
+    path = Path(path, "model.pt") if Path(path).is_dir() else path  # a stage's folder
+    weights = checkpoint.load(path)
     if not isinstance(weights, dict) or "arch" not in weights:
-        return Start(weights, str(name))
+        return Start(weights, str(path))
     normalisation = tuple(weights["normalisation"].values())
-    return Start(weights, str(name), weights["arch"]["name"], normalisation)
+    return Start(weights, str(path), weights["arch"]["name"], normalisation)
 
 
 def report(args, job, result):

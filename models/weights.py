@@ -1,0 +1,98 @@
+"""Weights from files: read without running code, fitted to a network.
+
+Here and not in checkpoint.py because hubconf.py, which has to work where only torch and
+torchvision are installed, imports this package and nothing else of the project.
+"""
+
+from pathlib import Path
+
+import torch
+
+from . import build_model
+
+FORMAT = 1  # of model.pt, see checkpoint.save_model
+_KEYS = ("state_dict", "model")  # where training programs keep the weights in their checkpoints
+_WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each name
+
+
+def load(path, device="cpu"):
+    """Read a file of tensors and plain types; runs no code from it.
+
+    Raises FileNotFoundError, or ValueError for a file that is truncated or no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # the unpickler trusts the file: damage raises a dozen kinds
+        raise ValueError(
+            f"{path} is truncated or not a checkpoint of tensors and plain types "
+            f"({type(error).__name__}); make it anew or name another file"
+        ) from error
+
+
+def rebuild(state, source):
+    """The network that a model.pt or an exported file describes, with its weights.
+
+    state: the file's content; source: its name, for the error.
+    Raises ValueError for any other content.
+    """
+    if not isinstance(state, dict) or not {"format", "arch", "state_dict"} <= state.keys():
+        raise ValueError(f"{source} is not a model.pt of this project; it may be plain weights")
+    if state["format"] != FORMAT:
+        raise ValueError(f"{source} has format {state['format']}; this version reads {FORMAT}")
+    model = build_model(**state["arch"])
+    try:
+        model.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(
+            f"{source}: the weights are not those of a {state['arch']['name']}"
+        ) from error
+    return model
+
+
+def start_from(model, weights, source):
+    """Load weights into `model`, all of them but a head of another class count.
+
+    weights: tensors by name, alone or under "state_dict" (model.pt, timm) or "model" (torchvision's
+    references), their names with or without the prefixes of DataParallel and torch.compile
+    source: where they come from, for the error
+    Returns whether the head was replaced.  Raises ValueError for weights of another architecture.
+    """
+    weights = _tensors_by_name(weights, source)
+    own = model.state_dict()
+    # Files from before torch 0.4.1 lack these counters, and torch itself lets them.
+    weights = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")} | weights
+    head = [name for name in ("fc.weight", "fc.bias") if name in weights]
+    replaced = any(weights[name].shape != own[name].shape for name in head)
+    if replaced:
+        weights = {**weights, **{name: own[name] for name in head}}
+    wrong = sorted(set(own) ^ set(weights))
+    wrong += sorted(n for n in set(own) & set(weights) if own[n].shape != weights[n].shape)
+    if wrong:
+        raise ValueError(
+            f"{source} holds another architecture: {len(wrong)} of its tensors do not fit "
+            f"(such as {wrong[0]}); choose the --model that it was made with"
+        )
+    model.load_state_dict(weights)
+    return replaced
+
+
+def _tensors_by_name(content, source):
+    for key in _KEYS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(map(torch.is_tensor, content.values()))
+    ):
+        raise ValueError(f"{source} holds no weights (tensors by name); name another file")
+    for prefix in _WRAPPERS:
+        if all(str(name).startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return content
