@@ -227,15 +227,20 @@ EVERYWHERE = {
 }
 
 
-def parser(description, training=True):
-    """A parser with the common flags; with `training` also one for every field of
-    presets.Training, otherwise only those that every step takes.
-    """
-    parse = _Parser(
+def bare_parser(description):
+    """A parser without flags, for the scripts that are no stage."""
+    return _Parser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def parser(description, training=True):
+    """A parser with the common flags; with `training` also one for every field of
+    presets.Training, otherwise only those that every step takes.
+    """
+    parse = bare_parser(description)
     add = parse.add_argument_group("common").add_argument
     add("--preset", choices=PRESETS, help="named settings, see presets.py (default cifar100)")
     add("--run-dir", type=Path, metavar="DIR", help="where the stages are (default runs/<preset>)")

@@ -100,6 +100,14 @@ def find(name):
     return name
 
 
+def zoo_name(weights):
+    """Which of the twelve a name, or a path that ends in a published file's name, stands for: a
+    hub name or None."""
+    name = _ALIASES.get(str(weights), str(weights))
+    files = {one.file: name for name, one in ZOO.items()}
+    return name if name in ZOO else files.get(Path(weights).name)
+
+
 def evaluation_size(name):
     """How the weights' accuracy was measured: -> the shorter side to resize to, the middle square
     to cut from that; pixels."""
