@@ -9,6 +9,7 @@ deviation.
 import errno
 import hashlib
 import http.client
+import pickle
 import re
 import socket
 import threading
@@ -138,7 +139,8 @@ def fetch(url, progress=True):
     url: its last part ends in -<the first digits of its sha256>.pth, which is checked each time
     progress: whether to show a bar on stderr
     Raises ConnectionError when the download fails or brings another file, and keeps nothing of it;
-    ValueError for an earlier download that is damaged, or a URL without a hash.
+    ValueError for an earlier download that is damaged, a file of anything else than tensors and
+    plain types, or a URL without a hash.
     """
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not re.search(r"-[a-f0-9]{8,64}\.", path.name):
@@ -153,6 +155,8 @@ def fetch(url, progress=True):
         return torch.hub.load_state_dict_from_url(
             url, map_location="cpu", progress=progress, check_hash=True, weights_only=True
         )
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path} is no file of tensors and plain types; do not use it") from error
     except RuntimeError as error:
         raise ConnectionError(
             f"{url} sent a truncated or altered file ({error}); nothing of it was kept, try again"
