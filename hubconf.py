@@ -105,7 +105,7 @@ def _own(network):
     pretrained (bool): True without `weights` is an error: none are published
     progress (bool): show the progress of a download on stderr
     num_classes (int): by default the file's number, else 1000; another number than the file's
-        replaces the last layer by a random one
+        replaces the last layer by a random one, and there is no `info`
 
     Raises ValueError for a file of another network, or a damaged one.
     """

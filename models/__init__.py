@@ -6,7 +6,8 @@ resnet18 ... resnext101_32x16d   torchvision's classes with the ImageNet stem (7
 resnet18-cifar ...               the same with a 3x3 stride-1 stem and no pooling, for 32 px
 resnet8 ... resnet110, -wN       small networks for CPUs, width 16 or N (models/small_resnet.py)
 
-`models/hub.py` has the published weights that `--weights NAME` starts from.
+`models/hub.py` has the table of published weights and their download, `models/weights.py` reads
+weights and fits them to a network.
 """
 
 from functools import partial

@@ -102,8 +102,8 @@ def find(name):
 
 
 def zoo_name(weights):
-    """Which of the twelve a name, or a path that ends in a published file's name, stands for: a
-    hub name or None."""
+    """The hub name of the one of the twelve that a name, or the path of its file, stands for, or
+    None."""
     name = _ALIASES.get(str(weights), str(weights))
     files = {one.file: name for name, one in ZOO.items()}
     return name if name in ZOO else files.get(Path(weights).name)
