@@ -122,21 +122,27 @@ def _stop(code, error):
 
 
 @contextmanager
-def running(folder, config=None, epochs_done=None):
-    """From here on a stage runs: an error of the disk or of the data is a Failure (exit code 1).
-
-    -> the stage's RunLog in the first process, None in the others; arguments: those of RunLog
-    """
-    distributed.wait()  # every process has read what it needs
+def working():
+    """From here on an error of the disk or of the data is a Failure (exit code 1)."""
     try:
-        with ExitStack() as stack:
-            log = None
-            if distributed.is_first():
-                log = stack.enter_context(runlog.RunLog(folder, config, epochs_done))
-            distributed.wait()  # the folder is there
-            yield log
+        yield
     except (OSError, ValueError, torch.OutOfMemoryError) as error:
         raise Failure(str(error)) from error
+
+
+@contextmanager
+def running(folder, config=None, epochs_done=None):
+    """A stage runs, `working`: -> its RunLog in the first process, None in the others.
+
+    The arguments are those of RunLog.
+    """
+    distributed.wait()  # every process has read what it needs
+    with working(), ExitStack() as stack:
+        log = None
+        if distributed.is_first():
+            log = stack.enter_context(runlog.RunLog(folder, config, epochs_done))
+        distributed.wait()  # the folder is there
+        yield log
 
 
 # --- flags --------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def main(argv=None):
     stages = lineage(args.stage)
     state = checkpoint.load(stages[0].product)
     rebuild(state, stages[0].product)  # nothing is published that does not load
-    with cli.running():
+    with cli.working():
         weights = write_weights(state, stages[0].config, args.out)
         card = weights.with_suffix(".md")
         card.write_text(model_card(stages, state, weights, args.licence), encoding="utf-8")

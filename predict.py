@@ -25,14 +25,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from torchvision.transforms.v2 import functional as transforms
 
 import checkpoint
 import cli
-import figures
 import runlog
-from data import Normalise, Unreadable, decode_file, fit_square
+from data import Normalise, Unreadable, decode, fit_square, read_file
 from data.files import list_folder
 from engine import predict
 from models import build_model
@@ -70,7 +68,7 @@ def main(argv=None):
     device = cli.pick_device(args)
     entries = find_images(args.images)
     classifier = load(args, device)
-    with cli.running():
+    with cli.working():
         predictions = classify(classifier, entries, args.topk, args.batch_size)
         if args.tensorboard:
             predictions = with_board(predictions, args.tensorboard, classifier.name)
@@ -86,7 +84,7 @@ class Entry(NamedTuple):
     """An image to be read."""
 
     name: str  # printable
-    read: Callable  # () -> uint8 (H, W, 3), or raises Unreadable
+    read: Callable  # () -> the file's bytes, or raises Unreadable
 
 
 def find_images(arguments):
@@ -102,7 +100,7 @@ def find_images(arguments):
             there = os.path.lexists(argument)
             paths = [argument] if there else sorted(glob.glob(argument, recursive=True))
             found = [
-                Entry(printable(path), partial(decode_file, path))
+                Entry(printable(path), partial(read_file, path))
                 for path in paths
                 if not os.path.isdir(path)
             ]
@@ -116,9 +114,15 @@ def find_images(arguments):
 
 
 def _in_folder(folder):
-    listing = list_folder(folder)
+    listing, root = list_folder(folder), os.fsencode(folder)
+
+    def read(i):
+        if i in listing.unusable:
+            raise Unreadable(listing.unusable[i])
+        return read_file(os.path.join(root, listing.names.raw(i)))
+
     names = (printable(os.path.join(folder, name)) for name in listing.names)
-    return [Entry(name, partial(listing.read, i)) for i, name in enumerate(names)]
+    return [Entry(name, partial(read, i)) for i, name in enumerate(names)]
 
 
 def printable(path):
@@ -136,7 +140,7 @@ class Classifier(NamedTuple):
     name: str
     model: torch.nn.Module  # on its device
     classes: list
-    fit: Callable  # uint8 (H, W, 3) -> uint8 (S, S, 3)
+    fit: Callable  # a file's bytes -> uint8 (S, S, 3), or raises Unreadable
     normalise: Normalise
 
 
@@ -153,7 +157,7 @@ def load(args, device):
             )
         path = path / "model.pt"
     own = checkpoint.load_model(path, device)
-    fit, normalise = partial(fit_square, size=own.input_size), Normalise(own.mean, own.std, device)
+    fit, normalise = partial(square, size=own.input_size), Normalise(own.mean, own.std, device)
     return Classifier(f"{own.name} of {args.checkpoint}", own.model, own.classes, fit, normalise)
 
 
@@ -171,12 +175,17 @@ def _published(name, device):
     return Classifier(name, model, classes, fit, Normalise(MEAN, STD, device))
 
 
-def resize_and_crop(image, resize, crop):
+def square(content, size):
+    """An encoded image as training and scoring see it: uint8 (size, size, 3)."""
+    return fit_square(decode(content, size), size)
+
+
+def resize_and_crop(content, resize, crop):
     """ImageNet's evaluation: the shorter side to `resize` pixels, of that the middle `crop` square.
 
-    uint8 (H, W, 3) -> uint8 (crop, crop, 3)
+    An encoded image -> uint8 (crop, crop, 3)
     """
-    image = torch.from_numpy(image).permute(2, 0, 1)  # HWC -> CHW
+    image = torch.from_numpy(decode(content)).permute(2, 0, 1)  # HWC -> CHW
     image = transforms.center_crop(transforms.resize(image, [resize]), [crop, crop])
     return image.permute(1, 2, 0).numpy()
 
@@ -258,6 +267,10 @@ def print_json(predictions):
 
 def with_board(predictions, folder, name):
     """Passes the predictions on and draws the pictures among them for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter  # here: these two take long to import
+
+    import figures
+
     with SummaryWriter(str(folder)) as board:
         drawn = 0
         while some := list(islice(predictions, PER_FIGURE)):

@@ -30,7 +30,15 @@ os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
 
 from . import selection
 from .augment import POLICIES, Augment, Normalise
-from .decode import IMAGE_SUFFIXES, Unreadable, decode, fingerprints, fit_square, pixel_hash
+from .decode import (
+    IMAGE_SUFFIXES,
+    Unreadable,
+    decode,
+    fingerprints,
+    fit_square,
+    pixel_hash,
+    read_file,
+)
 from .duplicates import LeakGuard
 from .images import Images
 from .joined import JoinedPools
@@ -57,6 +65,7 @@ __all__ = [
     "load_labelled",
     "open_pools",
     "pixel_hash",
+    "read_file",
     "selection",
     "split",
 ]

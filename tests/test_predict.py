@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import predict
-from data import decode_file, fit_square
+from data import decode, fit_square
 from models import build_model, hub
 
 
@@ -57,7 +57,7 @@ def expected(stage, path):
     model = build_model(**state["arch"]).eval()
     model.load_state_dict(state["state_dict"])
     mean, std = (torch.tensor(x) for x in state["normalisation"].values())
-    image = torch.from_numpy(fit_square(decode_file(path), state["input_size"])) / 255
+    image = torch.from_numpy(fit_square(decode(path.read_bytes()), state["input_size"])) / 255
     with torch.inference_mode():
         logits = model(((image - mean) / std).permute(2, 0, 1)[None])
     return dict(zip(state["classes"], logits.softmax(1)[0].tolist(), strict=True))
@@ -214,7 +214,8 @@ def test_hub_models_see_what_torchvisions_evaluation_shows(shape):
     theirs = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms()
     wanted = theirs(Image.fromarray(image))  # with PIL, as the published accuracies were measured
     resize, crop = hub.evaluation_size("resnet50_swsl")
-    seen = torch.from_numpy(predict.resize_and_crop(image, resize, crop))
+    content = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+    seen = torch.from_numpy(predict.resize_and_crop(content, resize, crop))
     seen = predict.Normalise(hub.MEAN, hub.STD)(seen[None])[0]
     difference = (seen - wanted).abs()
     assert difference.max() < 1.01 / 255 / min(hub.STD)  # one step of a byte, and that seldom
