@@ -3,13 +3,14 @@
 import json
 import math
 import multiprocessing
+import time
 from contextlib import closing
 
 import pytest
 import torch
 
 import engine
-from benchmarks import gpu_table, resources, throughput, timing, ways
+from benchmarks import gpu_table, pool, resources, steps, throughput, timing, ways
 from data import Normalise
 from presets import Training
 
@@ -159,3 +160,29 @@ def test_the_table_for_a_gpu_needs_a_file(capsys):
         throughput.main(["--gpu-table"])
     assert stop.value.code == 2
     assert "--json FILE" in capsys.readouterr().err
+
+
+def test_step_2_is_timed_on_the_whole_pool(tmp_path):
+    flags = ["--model", "resnet8", "--input-size", "8", "--images", "40", "--batch-size", "16"]
+    bench = pool.Bench(pool.parse([*flags, "--device", "cpu"]), tmp_path)
+    inside = []
+    bench.job.teacher.model.register_forward_hook(lambda *_: inside.append(1))
+    bench.forward()
+    assert len(inside) == 3
+    began = time.perf_counter()
+    assert 0 < bench.ours() < time.perf_counter() - began
+    assert len(inside) == 6
+    assert torch.load(tmp_path / "samples/resume.pt")["scored"] == 40
+    parts = bench.predecessor()
+    assert set(parts) == {"read", "network", "rank"} and min(parts.values()) > 0
+    assert len(inside) == 6  # it has a network of its own, float32
+    assert next(bench.plain.parameters()).dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_the_start_of_a_step_is_timed_in_a_program_of_its_own(tmp_path):
+    flags = ["--preset", "demo", "--run-dir", tmp_path / "run", "--data-dir", tmp_path / "data"]
+    found = steps.run("main", *flags, "--input-size", "8", "--epochs", "1", "--passes", "1")
+    assert 0 < found["imports"] < found["first"] < found["seconds"]
+    assert found["peak"] > 100
+    assert (tmp_path / "run/teacher/result.json").exists()
