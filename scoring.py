@@ -138,6 +138,7 @@ def run(job, device, resume):
         for score, label in waiting if scores else ():
             scores.write(score.cpu().numpy(), label.cpu().numpy())
         waiting.clear()
+        pool.images.let_go()
 
     def save():
         drain()

@@ -1,7 +1,7 @@
 """Many images as uint8, wherever they lie: `images[index]` gives a batch."""
 
+import mmap
 from itertools import accumulate
-from mmap import mmap
 
 import numpy as np
 import torch
@@ -17,25 +17,33 @@ class Images:
 
     device = torch.device("cpu")
 
-    def __init__(self, tensors, chosen=None):
-        """The rows of all `tensors`, one after the other; or those at `chosen` (N,) int64."""
-        self.tensors, self.chosen = tensors, chosen
+    def __init__(self, tensors, chosen=None, maps=()):
+        """The rows of all `tensors`, one after the other; or those at `chosen` (N,) int64.
+
+        maps: the mmap objects that some of them read from, see `let_go`
+        """
+        self.tensors, self.chosen, self.maps = tensors, chosen, maps
         self._starts = torch.tensor([0, *accumulate(map(len, tensors))])
 
     @classmethod
     def of(cls, *arrays):
         """All the rows of NumPy arrays (n,S,S,3) uint8, one after the other."""
-        return cls([torch.from_numpy(_silenced(array)) for array in arrays])
+        arrays = [_silenced(array) for array in arrays]
+        maps = [
+            a.base for a in arrays if isinstance(a, np.memmap) and isinstance(a.base, mmap.mmap)
+        ]
+        return cls([torch.from_numpy(array) for array in arrays], maps=maps)
 
     @classmethod
     def joined(cls, *parts):
         """Several Images as one."""
         tensors = [tensor for part in parts for tensor in part.tensors]
+        maps = [one for part in parts for one in part.maps]
         if all(part.chosen is None for part in parts):
-            return cls(tensors)
+            return cls(tensors, maps=maps)
         starts = accumulate((int(part._starts[-1]) for part in parts), initial=0)
         rows = [part._rows() + start for start, part in zip(starts, parts, strict=False)]
-        return cls(tensors, torch.cat(rows))
+        return cls(tensors, torch.cat(rows), maps)
 
     def _rows(self):
         return torch.arange(int(self._starts[-1])) if self.chosen is None else self.chosen
@@ -67,7 +75,17 @@ class Images:
 
     def subset(self, index):
         """The images at `index` (M,) int64, still uncopied."""
-        return Images(self.tensors, index if self.chosen is None else self.chosen[index])
+        chosen = index if self.chosen is None else self.chosen[index]
+        return Images(self.tensors, chosen, self.maps)
+
+    def let_go(self):
+        """Count what was read so far from files no longer as this process's memory.
+
+        The system keeps it as long as it has room, so that to read it again costs little.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+            for one in self.maps:
+                one.madvise(mmap.MADV_DONTNEED)
 
     def to(self, device):
         """A uint8 tensor (N,S,S,3) on `device` where that takes at most half of the memory free
@@ -89,7 +107,8 @@ def _silenced(array):
     """torch warns of read-only arrays; a copy-on-write map is as safe and silent."""
     if array.flags.writeable:
         return array
-    whole = isinstance(array, np.memmap) and isinstance(array.base, mmap)  # a slice has no offset
+    # The offset of a slice is that of the whole.
+    whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
     if whole and array.flags.c_contiguous:
         return np.memmap(array.filename, array.dtype, "c", array.offset, array.shape)
     return array.copy()

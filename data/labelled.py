@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torchvision
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torchvision.datasets.utils import check_integrity
 
 from .cache import Cache
@@ -213,6 +211,9 @@ def _pixels_digest(columns):
 
 
 def _load_digits(size):
+    from sklearn.datasets import load_digits  # here: a second to import, for this set alone
+    from sklearn.model_selection import train_test_split
+
     pixels, labels = load_digits(return_X_y=True)
     grey = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # 0..16 in the source
     images = [np.ascontiguousarray(image) for image in np.repeat(grey[..., None], 3, axis=3)]

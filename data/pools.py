@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torchvision
-from sklearn.datasets import load_sample_images
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
 from . import listing
@@ -191,6 +190,8 @@ def _open_stl10(data_dir, size):
 
 def _open_patches(data_dir, size):
     """Pieces of scikit-learn's two photographs, a temple and a flower: images of no class."""
+    from sklearn.datasets import load_sample_images  # here: a second to import, for this pool alone
+
     photographs, images, hashes, names = load_sample_images(), [], [], []
     for file, photograph in zip(photographs.filenames, photographs.images, strict=True):
         height, width = photograph.shape[:2]

@@ -1,6 +1,7 @@
 """Images wherever they lie: every way of storing them gives the same pixels."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,3 +97,23 @@ def test_reading_never_writes_to_the_file(tmp_path):
 def test_on_the_cpu_the_images_stay_where_they_are():
     images = Images.of(made_up(3, 8))
     assert images.to(torch.device("cpu")) is images
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what is mapped"
+)
+def test_what_was_let_go_is_no_longer_counted_and_can_be_read_again(tmp_path):
+    def resident():
+        rollup = Path("/proc/self/smaps_rollup").read_text()
+        return int(rollup.split("Rss:")[1].split()[0]) * 1024
+
+    array = made_up(2000, 9, side=64)  # 25 MB
+    np.save(tmp_path / "pool.npy", array)
+    whole = Images.of(np.load(tmp_path / "pool.npy", mmap_mode="r"), made_up(3, 1, side=64))
+    images = Images.joined(whole).subset(torch.arange(2003))
+    for index in torch.arange(2003).split(100):
+        images[index]
+    before = resident()
+    images.let_go()
+    assert before - resident() > array.nbytes // 2
+    assert torch.equal(images[torch.arange(2000)], torch.from_numpy(array))
