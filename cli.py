@@ -52,7 +52,8 @@ class _Signals:
     def receive(self, signum, frame):
         if self.deferred and self.pending is None:
             self.pending = signum
-        else:
+        # torchrun passes a signal on that its processes may have had themselves already.
+        elif not (self.deferred and distributed.size() > 1):
             raise Interrupted(signum)
 
 
@@ -100,6 +101,10 @@ def program(main):
             distributed.wait()  # the first process writes the last files
         except (Failure, FloatingPointError) as error:
             _stop(1, error)
+        except RuntimeError as error:
+            if distributed.size() == 1:
+                raise
+            _stop(1, error)  # most likely another process has failed, and says why
         except (ValueError, OSError) as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             _stop(1 if full else 2, error)
@@ -379,6 +384,11 @@ def pick_device(args):
     torch.use_deterministic_algorithms(args.deterministic)
     torch.backends.cudnn.benchmark = not args.deterministic
     if name == "cuda" and distributed.size() > 1:
+        if distributed.local_rank() >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {distributed.local_rank()} of this machine has no GPU, there are "
+                f"{torch.cuda.device_count()}; lower torchrun's --nproc-per-node"
+            )
         torch.cuda.set_device(distributed.local_rank())
         return torch.device(name, distributed.local_rank())
     return torch.device(name)
@@ -386,7 +396,7 @@ def pick_device(args):
 
 def labelled_data(settings, data_dir):
     """The labelled set and its split: -> data.LabelledSet, data.Split."""
-    with distributed.first_of_machine_first():  # it downloads and decodes
+    with distributed.in_turns():  # the first one downloads and decodes
         labelled = load_labelled(settings["dataset"], data_dir, settings["input_size"])
     per_class = settings["labels_per_class"], settings["val_per_class"]
     return labelled, split(labelled.train_labels, settings["seed"], *per_class)

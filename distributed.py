@@ -8,6 +8,7 @@ Without torchrun there is one process and every function here is free.
 import atexit
 import datetime
 import os
+import socket
 import sys
 from contextlib import contextmanager
 
@@ -63,6 +64,11 @@ def local_rank():
     return int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0
 
 
+def unique_name():
+    """A word for this process's unfinished files, also on a disk that machines share."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
 def largest(number):
     """The largest of the processes' numbers; every process waits for all others here."""
     if not dist.is_initialized():
@@ -78,15 +84,15 @@ def wait():
 
 
 @contextmanager
-def first_of_machine_first():
-    """Inside this context the machine's first process is alone; the others follow when it is done.
-
-    When it fails, torchrun ends the others.
+def in_turns():
+    """Inside this context the first process is alone; then comes the first of every other machine,
+    which may have a disk of its own; then the others.  When one fails, torchrun ends the others.
     """
-    if local_rank():
+    turn = 0 if is_first() else 1 if local_rank() == 0 else 2
+    for _ in range(turn):
         wait()
     yield
-    if not local_rank():
+    for _ in range(2 - turn):
         wait()
 
 
@@ -103,13 +109,13 @@ def same_(tensors):
         dist.broadcast(tensor, 0)
 
 
-def share(count, unit=1):
-    """This process's contiguous range of `count` things, as (first, last + 1).
+def share(count, unit=1, number=None):
+    """A contiguous range of `count` things, as (first, last + 1): this process's, or another's.
 
     Its ends are multiples of `unit` (or `count` itself): a unit is never split.
     """
-    units = -(-count // unit)
-    first, last = (units * number // size() * unit for number in (rank(), rank() + 1))
+    units, number = -(-count // unit), rank() if number is None else number
+    first, last = (units * n // size() * unit for n in (number, number + 1))
     return min(first, count), min(last, count)
 
 

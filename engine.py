@@ -118,13 +118,14 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
     network = distributed.parallel(model)
     batches = epoch_batches(len(rows), recipe, seed, epoch)
     steps, seen = recipe.epochs * len(batches), sum(map(len, batches[:first]))
+    sums = totals  # over the processes, when they were last asked
 
     def snapshot():
         return {
             "epoch": epoch,
             "step": step,
             "batch": first,
-            "totals": totals.cpu().clone(),
+            "totals": sums.cpu(),
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "averaged": averaged.state_dict() if averaged else None,
@@ -132,9 +133,9 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
 
     def progress(rate=None):
         """`rate`, of the last step: at the end of an epoch, whose metrics are wanted."""
-        distributed.total_(totals)
-        loss_sum, correct, bad = totals.tolist()  # waits for the device, as no step does
-        totals.mul_(rank == 0)  # the first process's are the sum from here on
+        nonlocal sums
+        sums = distributed.total_(totals.clone())
+        loss_sum, correct, bad = sums.tolist()  # waits for the device, as no step does
         if bad:
             raise FloatingPointError(
                 f"the training loss is not finite just before step {step} of epoch {epoch + 1}; "
@@ -176,7 +177,7 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
                 clock = _Clock(step)
         done = progress(rate)
         epoch, first, seen = epoch + 1, 0, 0
-        totals.zero_()
+        sums = totals.zero_()
         batches = epoch_batches(len(rows), recipe, seed, epoch)
         yield done._replace(epoch=epoch)
         clock = _Clock(step)

@@ -98,12 +98,7 @@ def prepare(args, folder, device, resume):
     labelled, parts = cli.labelled_data(settings, data_dir)
     cli.check_data(labelled, teacher.classes, teacher_config)
     specs = args.unlabeled or list(preset.unlabeled)
-    share = distributed.rank(), distributed.size()
-    pool = JoinedPools(
-        open_pools(
-            specs, data_dir, settings["input_size"], labelled, parts, share, distributed.wait
-        )
-    )
+    pool = JoinedPools(open_pools(specs, data_dir, settings["input_size"], labelled, parts))
     if len(pool) > MAX_POSITION:
         raise ValueError(f"{len(pool)} images are more than one ranking holds; split the pool")
     if args.strategy == "tags":
@@ -127,7 +122,7 @@ def prepare(args, folder, device, resume):
     check_readable(job, resume)
     if not args.keep_duplicates:
         guard = LeakGuard(labelled, parts, data_dir / "cache" / "duplicates")
-        pool.find_duplicates(guard, share, distributed.wait)
+        pool.find_duplicates(guard)
     return job
 
 
@@ -173,9 +168,6 @@ def write(args, job, log, scored):
     if scored.scores:
         path = job.folder / "scores.npz"
         selection.write_scores(path, pool.names_of, pool.usable, scored.scores)
-    if args.export:
-        pictures = ((pool.file_of(i), pool.images[torch.tensor([i])][0].numpy()) for i in position)
-        selection.export(args.export, classes, pictures, label, rank)
     truth = pool.truth_of(position)
     kept = np.unique(position)
     result = {
@@ -198,6 +190,9 @@ def write(args, job, log, scored):
         "images_per_second": round(len(pool) / scored.seconds, 2),
     }
     show(job, log, rows, truth, scored.selector.histogram.cpu().numpy())
+    if args.export:
+        pictures = ((pool.file_of(i), pool.images[torch.tensor([i])][0].numpy()) for i in position)
+        selection.export(args.export, classes, pictures, label, rank)
     numbers = ("preset", "dataset", "seed", "p", "k", "min_score", "strategy")
     log.finish(result, {name: c[name] for name in numbers})
     return result

@@ -152,7 +152,7 @@ def describe(stage, settings, device, data_dir, inputs, parent, mean_std, **own)
         **own,
         "data_dir": str(data_dir),
         "normalisation": {"mean": mean_std[0], "std": mean_std[1]},
-        "device": str(device),
+        "device": device.type,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "precision": str(autocast_dtype(device) or torch.float32).removeprefix("torch."),
         "threads": torch.get_num_threads(),

@@ -2,8 +2,9 @@
 
 The pool is scored in chunks of a fixed size.  Every process of a torchrun job has a contiguous
 range of whole chunks and a Selector of its own, so the number of processes changes no chunk, hence
-no score; and since merged rankings do not depend on how the pool was cut, the selection is the
-same, byte for byte.
+no score, where the same kernels compute it: on a CPU the number of threads made no difference to
+any network tried, on GPUs kernels are not chosen by timing here.  And since merged rankings do not
+depend on how the pool was cut, the selection is the same, byte for byte.
 """
 
 import time
@@ -61,11 +62,13 @@ class Selector:
         for strategy, table in self.tables.items():
             rows = candidates(strategy, logits, top, position, self.seed, tags)
             if self.min_score > 0:
-                enough = rows[-1] >= self.min_score
+                enough = ~(rows[-1] < self.min_score)  # NaN is for the ranking to complain of
                 rows = (column[enough] for column in rows)
             table.add(*rows)
-        bins = (top[0][:, 0] * SCORE_BINS).long().clamp(max=SCORE_BINS - 1)
-        self.histogram += bins.bincount(minlength=SCORE_BINS)
+        best = top[0][:, 0].nan_to_num()  # of NaN the ranking complains
+        bins = (best * SCORE_BINS).long().clamp(0, SCORE_BINS - 1)
+        # Not bincount, which makes a GPU wait.
+        self.histogram.index_add_(0, bins, torch.ones_like(bins))
         self.scored += len(position)
         self.position = first + len(score)
         return score, label
@@ -128,6 +131,7 @@ def run(job, device, resume):
     if c["save_scores"]:
         scores = selection.ScoreFile(job.folder / _score_file(number), c["p"])
         scores.open(selector.position - first)
+    torch.backends.cudnn.benchmark = False
     began = saved = time.monotonic()
     bar = tqdm(
         total=last - first, initial=selector.position - first, unit="img", unit_scale=True,
@@ -177,6 +181,12 @@ def _gather(job, selector, seconds):
     for number in processes[1:] if distributed.is_first() else ():
         other, state = _selector(job, 0, "cpu"), checkpoint.load(job.folder / _state_file(number))
         other.load_state_dict(state)
+        _, end = distributed.share(len(job.pool), job.config["batch_size"], number)
+        if other.position != end:
+            raise cli.Failure(
+                f"{job.folder / _state_file(number)} ends at image {other.position}, not {end}; "
+                f"score again with --overwrite"
+            )
         selector.merge(other)
     paths = [job.folder / _score_file(number) for number in processes]
     files = [selection.ScoreFile(path, job.config["p"]) for path in paths]

@@ -114,13 +114,14 @@ def run(job, device, resume):
 
 
 def check_batches(recipe, rows):
-    """Raises ValueError when a batch has fewer images than there are processes."""
+    """Raises ValueError when some process would have fewer than two images of a batch, the least
+    that batch norm takes."""
     images, processes = rows * recipe.passes, distributed.size()
     least = images // math.ceil(images / recipe.batch_size)
-    if least < processes:
+    if processes > 1 and least < 2 * processes:
         raise ValueError(
-            f"a batch of {least} images cannot be shared by {processes} processes; raise "
-            f"--batch-size (now {recipe.batch_size}) or start fewer"
+            f"a batch of {least} images cannot be shared by {processes} processes, two images each "
+            f"at least; start fewer, or raise --batch-size (now {recipe.batch_size})"
         )
 
 
@@ -162,6 +163,7 @@ def _follow(job, log, ticks, normalise, state):
             save()
             saved = time.monotonic()
         if stop:
+            distributed.wait()  # torchrun ends the others once one has left
             cli.stop(bar, job.folder, stop)
     bar.close()
     return progress.model, metrics, spent + time.monotonic() - began

@@ -11,7 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
+from benchmarks.timing import machine
 from presets import CIFAR100
+from runlog import versions
 
 PROGRAM = Path(__file__).with_name("throughput.py")
 SECONDS = 560  # in all
@@ -43,7 +47,12 @@ def fill(file, runs=RUNS, seconds=SECONDS):
         row = _row(flags, min(limit, end - began))
         rows.append({"flags": " ".join(flags), "seconds": time.monotonic() - began, **row})
         print(f"{rows[-1]['seconds']:6.0f} s  {rows[-1]['flags']}", row.get("error", "done"))
-        written = {"rows": rows, "cifar100_minutes": cifar100_minutes(rows)}
+        written = {
+            "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            "project": versions()["project"],
+            "rows": rows,
+            "cifar100_minutes": cifar100_minutes(rows),
+        }
         file.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return sum("error" in row for row in rows)
 

@@ -147,7 +147,7 @@ def train_ours(job, resident=True):
 
 
 def infer_ours(job):
-    model, images = network(job), Images.of(examples(job)[0]).to(job.device)
+    model, images = network(job), Images.of(examples(job)[0])  # streamed, as step 2 does
     prepare = Normalise(MEAN, STD, job.device)
     while True:
         for _, logits in engine.predict(model, images, prepare, job.batch_size):

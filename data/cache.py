@@ -22,6 +22,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import distributed
+
 from .workers import chunk_size, decode_all
 
 VERSION = 2  # raise it when the pixels or the files change
@@ -153,7 +155,7 @@ class _NewPart:
         self.size, self.arrange = cache.size, cache.arrange
         unusable = cache.source.unusable
         self.skipped = {i - start: unusable[i] for i in range(start, stop) if i in unusable}
-        self.partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+        self.partial = folder.with_name(f"{folder.name}.partial-{distributed.unique_name()}")
         self.images = self.partial / "images.npy"
         self.prints = np.zeros((stop - start, 16), np.uint8)
         self.hashes = None if self.arrange is None else np.zeros_like(self.prints)

@@ -36,6 +36,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributed
+
 from .images import Images
 
 PARTS = ("train", "val", "test")
@@ -104,7 +106,7 @@ class LeakGuard:
         except (FileNotFoundError, ValueError, TypeError):  # not asked before, or damaged
             found = self._find(images, prints, skip)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial-{os.getpid()}")
+        partial = path.with_suffix(f".partial-{distributed.unique_name()}")
         partial.write_text(json.dumps(found), encoding="utf-8")
         os.replace(partial, path)
         return found

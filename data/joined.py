@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import distributed
+
 from .duplicates import PARTS
 from .images import Images
 
@@ -71,16 +73,15 @@ class JoinedPools:
             raise ValueError(f"there is no image {min(missing)!r} in the pools")
         return np.array([found[name] for name in names])
 
-    def find_duplicates(self, guard, share=(0, 1), wait=lambda: None):
+    def find_duplicates(self, guard):
         """Look for labelled images in the pool: fills `duplicates`; they are not `usable` then.
 
-        guard: LeakGuard;  share: this process's number and how many there are;  wait(): returns
-        when every process has looked through its share
+        guard: LeakGuard.  Several processes each look through a share of the pool.
         """
         self.guard, blocks = guard, list(self._blocks())
-        for block in blocks[share[0] :: share[1]]:
+        for block in blocks[distributed.rank() :: distributed.size()]:
             self._ask(*block)
-        wait()  # the guard remembers its answers: all are there now
+        distributed.wait()  # the guard remembers its answers: all are there now
         for start, pool, first, last in blocks:
             for found in self._ask(start, pool, first, last):
                 self.duplicates[start + first + found.position] = found
@@ -88,7 +89,7 @@ class JoinedPools:
         self._skipped = np.array(sorted(skipped), np.int64)
 
     def _ask(self, start, pool, first, last):
-        images = _images_of(pool).subset(torch.arange(first, last))
+        images = self.images.subset(torch.arange(start + first, start + last))
         skip = np.flatnonzero(~self._readable(start + first, start + last)).tolist()
         return self.guard.find(images, _prints_of(pool, first, last), skip)
 
@@ -147,9 +148,14 @@ class JoinedPools:
             raise ValueError(f"no folder of the pool is named after a class such as {classes[0]!r}")
 
     def prints(self, positions):
-        """`fingerprints` of the entries at `positions` (M,): uint8 (M, 16)."""
-        prints = [_prints_of(*self._find(position)) for position in positions]
-        return np.concatenate(prints).reshape(-1, 16)
+        """`fingerprints` of the entries at `positions` (M,), which rise: uint8 (M, 16)."""
+        found = [np.empty((0, 16), np.uint8)]
+        for start, pool, first, last in self._blocks():
+            low, high = np.searchsorted(positions, [start + first, start + last])
+            if low < high:
+                block = _prints_of(pool, first, last)
+                found.append(block[positions[low:high] - start - first])
+        return np.concatenate(found)
 
     def count_copies(self):
         """How many entries have the same pixels as an earlier one, at the network's input size.
@@ -181,9 +187,8 @@ def _images_of(pool):
     return images if pool.rows is None else images.subset(torch.from_numpy(pool.rows))
 
 
-def _prints_of(pool, first, last=None):
+def _prints_of(pool, first, last):
     """uint8 (last - first, 16) of the entries of one pool."""
-    last = first + 1 if last is None else last
     if pool.rows is not None:
         (prints,) = pool.prints
         return np.asarray(prints[pool.rows[first:last]])

@@ -12,6 +12,8 @@ import numpy as np
 import torchvision
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
+import distributed
+
 from . import listing
 from .cache import Cache
 from .decode import fingerprints, fit_square, pixel_hash
@@ -78,39 +80,38 @@ class Pool:
         )
 
 
-def open_pools(
-    specs, data_dir, input_size, labelled=None, split=None, share=(0, 1), wait=lambda: None
-):
+def open_pools(specs, data_dir, input_size, labelled=None, split=None):
     """Open the pools in the order given, each under a name of its own; -> list of Pool
 
     specs: heldout (needs `labelled` and `split`), cifar10, tiny-imagenet, stl10, patches, the path
         of a folder, or a path or glob pattern of tar shards that ends in .tar
-    share: (rank, size) where several processes decode together: each its share of the parts, and
-        then calls wait(), which returns when all of them have come there
+    Several processes (see distributed.py) each decode a share of the parts.
     Raises ValueError or FileNotFoundError for a pool that cannot be used, ConnectionError for a
     download that fails, OSError where the cache cannot be written.
     """
     pools = []
-    for spec in map(os.fspath, specs):
-        if spec == "heldout":
-            pool = _open_heldout(labelled, split)
-        elif spec in NAMED_POOLS:
-            pool = NAMED_POOLS[spec](Path(data_dir), input_size)
-        elif spec.endswith(".tar"):
-            pool = _open_tars(spec, Path(data_dir), input_size)
-        else:
-            pool = _open_path(spec, Path(data_dir), input_size)
-        name, taken = pool.name, {other.name for other in pools}
-        number = 1
-        while name in taken:
-            number += 1
-            name = f"{pool.name}-{number}"
-        pools.append(replace(pool, name=name, spec=spec))
+    with distributed.in_turns():  # the first one downloads
+        for spec in map(os.fspath, specs):
+            pool = _open(spec, Path(data_dir), input_size, labelled, split)
+            name, taken = pool.name, {other.name for other in pools}
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{pool.name}-{number}"
+            pools.append(replace(pool, name=name, spec=spec))
     for pool in pools:
         if pool.cache is not None:
-            pool.cache.build(share)
-    wait()
+            pool.cache.build((distributed.rank(), distributed.size()))
+    distributed.wait()
     return [pool.opened() for pool in pools]
+
+
+def _open(spec, data_dir, size, labelled, split):
+    if spec == "heldout":
+        return _open_heldout(labelled, split)
+    if spec in NAMED_POOLS:
+        return NAMED_POOLS[spec](data_dir, size)
+    return (_open_tars if spec.endswith(".tar") else _open_path)(spec, data_dir, size)
 
 
 def _open_heldout(labelled, split):
@@ -148,7 +149,7 @@ def _open_tiny_imagenet(data_dir, size):
     if copy.is_dir() and not folder.is_dir():
         return _open_folder("tiny-imagenet", copy, data_dir, size)
     if not folder.is_dir():
-        partial = data_dir / f"tiny-imagenet-200.partial-{os.getpid()}"
+        partial = data_dir / f"tiny-imagenet-200.partial-{distributed.unique_name()}"
         try:
             with downloading("tiny-imagenet", f"looked in {str(folder)!r}; {WAY_OUT}"):
                 archive = data_dir / TINY_IMAGENET_URL.rpartition("/")[2]
@@ -236,6 +237,7 @@ def _open_tars(spec, data_dir, size):
             f"no tar shard matches {spec!r}; check the path, and quote the pattern"
         )
     stem = Path(path).stem if shards == [path] else Path(shards[0]).resolve().parent.name
+    stem = os.fsencode(stem).decode("utf-8", "backslashreplace")
     return _open_listing(stem, "tar", path, list_tars(shards), data_dir, size)
 
 

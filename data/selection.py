@@ -77,7 +77,9 @@ class ScoreFile:
         """score float32, label int (B,P)."""
         rows = np.empty(len(score), self.record)
         rows["score"], rows["label"] = score, label
-        self._file.write(rows.tobytes())
+        left = memoryview(rows.tobytes())
+        while left:  # a disk that is nearly full takes a part before it complains
+            left = left[self._file.write(left) :]
 
     def flush(self):
         """Return when the entries are on the disk."""
@@ -144,14 +146,21 @@ def export(folder, classes, pictures, label, rank):
     """
     folder = Path(folder)
     check_export(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     for (file, image), c, r in zip(pictures, label, rank, strict=True):
-        where = folder / classes[c].replace("/", "_")
+        where = partial / classes[c].replace("/", "_")
         where.mkdir(parents=True, exist_ok=True)
         if file is not None:
-            shutil.copyfile(file, where / f"{r:05d}-{file.name}")
+            name = os.fsdecode(os.fsencode(file.name)[-240:])  # a name has at most 255 bytes
+            shutil.copyfile(file, where / f"{r:05d}-{name}")
         else:
             _, png = cv2.imencode(".png", image[..., ::-1])  # RGB -> BGR
             (where / f"{r:05d}.png").write_bytes(png)
+    if folder.exists():
+        folder.rmdir()  # it is empty; not every system renames onto a folder
+    partial.rename(folder)
 
 
 def check_export(folder):

@@ -3,6 +3,7 @@
 pytest tests/test_workers.py
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 
+import distributed
 from data import Unreadable, decode, fingerprints, fit_square, open_pools
 from data import listing as listing_module
 from data import workers as workers_module
@@ -271,30 +273,45 @@ def test_what_a_killed_build_left_is_cleared_in_time(tmp_path):
     assert left == {Path(pool.images[0].filename).parent.name, "pool-16px-0123.partial-young"}
 
 
-def test_several_processes_share_the_work(tmp_path, small_parts, asked):
+@pytest.fixture
+def processes(monkeypatch):
+    """processes(rank, size, wait): what distributed says from then on."""
+    monkeypatch.setattr(distributed, "in_turns", contextlib.nullcontext)
+
+    def pretend(rank, size, wait):
+        for name, value in (("rank", lambda: rank), ("size", lambda: size), ("wait", wait)):
+            monkeypatch.setattr(distributed, name, value)
+
+    return pretend
+
+
+def test_several_processes_share_the_work(tmp_path, small_parts, asked, processes):
     fill(tmp_path / "pool", 60)
     by_rank = {}
 
     def other_rank():
         by_rank[0] = list(asked)
         asked.clear()
-        [theirs] = open_pools([tmp_path / "pool"], tmp_path, 16, share=(1, 2), wait=its_wait)
+        processes(1, 2, its_wait)
+        [theirs] = open_pools([tmp_path / "pool"], tmp_path, 16)
         by_rank["theirs"] = pixels(theirs)
 
     def its_wait():
         by_rank[1] = list(asked)
         asked.clear()
 
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16, share=(0, 2), wait=other_rank)
+    processes(0, 2, other_rank)
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
     assert not asked  # after waiting, all that is needed is there
     assert sorted(by_rank[0] + by_rank[1]) == sorted(os.listdir(tmp_path / "pool"))
     assert by_rank[0] and by_rank[1]
     assert (pixels(pool) == expected(60)).all() and (by_rank["theirs"] == expected(60)).all()
 
 
-def test_a_share_that_never_came_is_built_after_waiting(tmp_path, small_parts):
+def test_a_share_that_never_came_is_built_after_waiting(tmp_path, small_parts, processes):
     fill(tmp_path / "pool", 30)
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16, share=(1, 3))
+    processes(1, 3, lambda: None)
+    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
     assert (pixels(pool) == expected(30)).all()
 
 
