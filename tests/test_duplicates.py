@@ -158,7 +158,7 @@ def test_several_parts_of_a_pool_are_one(tmp_path):
     assert len(pool) == 14
     expected = np.concatenate([images, images[chosen]])
     assert (pool.images[slice(None)].numpy() == expected).all()
-    assert (pool.prints(range(14)) == fingerprints(expected)).all()
+    assert (pool.prints(np.arange(14)) == fingerprints(expected)).all()
 
 
 def test_comparison_matches_the_slow_reference():
