@@ -97,13 +97,13 @@ def run(job, device, resume):
     new = None if resume else job.config
     with cli.running(job.folder, new, epochs_done if resume else None) as log:
         images = job.images.to(device)
-        if log and not resume:
-            _show_batch(log, images, job, augment, mean, std, device)
         ticks = fit(
             model, images, job.rows, job.labels, job.recipe, augment,
             seed=seed, state=state and state["fit"],
         )  # fmt: skip
         with cli.saving_on_interrupt():
+            if log and not resume:
+                ticks = _showing(ticks, lambda: _show_batch(log, images, job, augment, mean, std))
             model, metrics, seconds = _follow(job, log, ticks, normalise, state)
         logits, labels = collect(model, job.test, normalise)  # the test set is read once: here
         result = _summary(job, model, logits, labels, metrics, seconds)
@@ -111,6 +111,15 @@ def run(job, device, resume):
             _show_test(job, log, model, normalise, logits, labels)
             _publish(job, log, model, result)
     return result
+
+
+def _showing(ticks, show):
+    """Passes `ticks` on and calls show() once steps have been done: drawing delays no start."""
+    for progress in ticks:
+        if show and progress.step:
+            show()
+            show = None
+        yield progress
 
 
 def check_batches(recipe, rows):
@@ -231,12 +240,13 @@ def report(title, job, result, trained_on, more):
 # --- TensorBoard --------------------------------------------------------------------------------
 
 
-def _show_batch(log, images, job, augment, mean, std, device):
+def _show_batch(log, images, job, augment, mean, std):
     """The first training batch as the network sees it: augmented, normalisation undone."""
     import figures  # here, as everywhere: matplotlib takes half a second to import
 
     torch.manual_seed(0)
     index = torch.linspace(0, len(job.rows) - 1, min(32, len(job.rows))).long()  # of all classes
+    device = augment.normalise.mean.device
     batch = images[job.rows[index].to(images.device)].to(device)
     batch, _ = augment(batch, job.labels[index].to(device))
     scale, shift = torch.tensor(std), torch.tensor(mean)
