@@ -91,7 +91,9 @@ class JoinedPools:
     def _ask(self, start, pool, first, last):
         images = self.images.subset(torch.arange(start + first, start + last))
         skip = np.flatnonzero(~self._readable(start + first, start + last)).tolist()
-        return self.guard.find(images, _prints_of(pool, first, last), skip)
+        found = self.guard.find(images, _prints_of(pool, first, last), skip)
+        self.images.let_go()
+        return found
 
     def left_out(self):
         """(position, reason) of every entry that is not scored, by position."""
