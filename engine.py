@@ -177,7 +177,7 @@ def fit(model, images, rows, labels, recipe, augment, *, seed=0, state=None):
                 clock = _Clock(step)
         done = progress(rate)
         epoch, first, seen = epoch + 1, 0, 0
-        sums = totals.zero_()
+        sums = totals.zero_().clone()
         batches = epoch_batches(len(rows), recipe, seed, epoch)
         yield done._replace(epoch=epoch)
         clock = _Clock(step)

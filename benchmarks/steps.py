@@ -16,11 +16,9 @@ Writes   with --json FILE: {"demo": {stage: {...}}, "pool": {...}}, figures of t
 """
 
 import argparse
-import io
 import json
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -31,10 +29,10 @@ import cv2
 import numpy as np
 
 import cli
+from benchmarks.decode import write_shards
 from models import MODELS
 from runlog import versions
 
-SHARD = 10_000  # members
 SHORT = ["--epochs", 1, "--passes", 2]  # the demo's trainings, cut short: only their start matters
 STEPS = {
     "teacher": ("main", SHORT),
@@ -93,23 +91,16 @@ def demo(folder):
     return found
 
 
-def write_shards(folder, count, side):
-    """Noise, coarse enough for JPEG to be small; 1,000 different images, members of new names."""
+def noise(side):
+    """1,000 JPEGs, coarse enough to be small."""
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (1000, side // 8, side // 8, 3), dtype=np.uint8)
     large = (cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC) for image in coarse)
-    jpegs = [cv2.imencode(".jpg", image)[1].tobytes() for image in large]
-    folder.mkdir()
-    for start in range(0, count, SHARD):
-        with tarfile.open(folder / f"{start:09d}.tar", "w") as archive:
-            for number in range(start, min(start + SHARD, count)):
-                member = tarfile.TarInfo(f"{number:09d}.jpg")
-                member.size = len(jpegs[number % len(jpegs)])
-                archive.addfile(member, io.BytesIO(jpegs[number % len(jpegs)]))
+    return [cv2.imencode(".jpg", image)[1].tobytes() for image in large]
 
 
 def large_pool(folder, args):
-    write_shards(folder / "shards", args.pool, args.side)
+    write_shards(folder / "shards", noise(args.side), ".jpg", args.pool)
     where = ["--run-dir", folder / "pool", "--data-dir", folder / "data"]
     small = ["--preset", "demo", "--model", args.model, "--input-size", args.side]
     run("main", *small, *where, *SHORT)
