@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import engine
+from data import Images
 from data.augment import Augment, Normalise
+from engine import TrainState
 from presets import Training
 
 CLASSES, SIDE = 3, 8
@@ -40,16 +42,17 @@ def plain(batch, labels):
     return NORMALISE(batch), labels
 
 
-def training(model, settings, count=10, augment=plain, rows=None, **more):
+def training(state, count=10, augment=plain):
     images, labels = made_up(count)
-    rows = torch.arange(count) if rows is None else rows
-    return engine.fit(model, images, rows, labels[rows], settings, augment, **more)
+    return engine.fit(state, images, labels, augment)
 
 
-def every_step(monkeypatch):
-    """Let two seconds pass at each look at the clock, so that `fit` yields after every step."""
-    clock = itertools.count(0, 2)
-    monkeypatch.setattr(engine.time, "monotonic", lambda: next(clock))
+def trained(model, settings, seed=0, **more):
+    """The TrainState after the whole training."""
+    state = TrainState(model, settings, seed)
+    for _ in training(state, **more):
+        pass
+    return state
 
 
 def through_a_file(state):
@@ -94,49 +97,42 @@ def test_means_are_over_samples_not_batches(batch_size, monkeypatch):
 
     def metrics(size):
         still = recipe(batch_size=size, learning_rate=0.0, weight_decay=0.0)
-        *_, last = training(tiny_model(batch_norm=False), still)
-        return last
+        return trained(tiny_model(batch_norm=False), still).metrics()
 
     whole, split = metrics(10), metrics(batch_size)
-    assert split.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"], rel=1e-5)
-    assert split.metrics["train_top1"] == pytest.approx(whole.metrics["train_top1"])
-    assert split.loss == split.metrics["train_loss"]
+    assert split["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    assert split["train_top1"] == pytest.approx(whole["train_top1"])
 
     images, labels = made_up()
     with torch.no_grad():
         logits = tiny_model(batch_norm=False)(NORMALISE(images))
     expected = nn.functional.cross_entropy(logits, labels).item()
-    assert whole.metrics["train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert whole["train_loss"] == pytest.approx(expected, rel=1e-5)
     right = (logits.argmax(1) == labels).float().mean().item()
-    assert whole.metrics["train_top1"] == pytest.approx(100 * right)
+    assert whole["train_top1"] == pytest.approx(100 * right)
 
 
-def test_every_epoch_ends_with_its_own_metrics_and_counts():
-    ends = [p for p in training(tiny_model(), recipe(epochs=3, passes=2)) if p.metrics]
-    assert [p.epoch for p in ends] == [1, 2, 3]
-    assert [p.step for p in ends] == [5, 10, 15]  # 20 images an epoch in batches of at most 4
-    assert [p.images for p in ends] == [20, 40, 60]
-    assert all(p.metrics.keys() == {"lr", "train_loss", "train_top1"} for p in ends)
-    lrs = [engine.learning_rate(recipe(), step, 15) for step in (4, 9, 14)]
-    assert [p.metrics["lr"] for p in ends] == lrs
+def test_every_step_is_counted_and_epochs_end_at_batch_0():
+    state = TrainState(tiny_model(), recipe(epochs=2, passes=2))  # 20 images an epoch, 4 a batch
+    seen = [(s.epoch, s.batch, s.step, s.images, s.seen, s.rate) for s in training(state)]
+    rates = [engine.learning_rate(recipe(), step, 10) for step in range(10)]
+    assert [x[0] for x in seen] == [0, 0, 0, 0, 1, 1, 1, 1, 1, 2]
+    assert [x[1] for x in seen] == [1, 2, 3, 4, 0] * 2
+    assert [x[2] for x in seen] == list(range(1, 11))
+    assert [x[3] for x in seen] == list(range(4, 41, 4))
+    assert [x[4] for x in seen] == [4, 8, 12, 16, 20] * 2
+    assert [x[5] for x in seen] == rates
 
 
-def test_a_training_first_tells_where_it_stands_before_any_step():
-    model = tiny_model()
-    start = next(training(model, recipe()))
-    assert start[:5] == (0, 0, 0, 0.0, None)
-    assert start.model is model
-    assert_same(model, tiny_model())
-
-
-def test_a_tick_inside_an_epoch_tells_the_mean_so_far_and_no_metrics(monkeypatch):
-    every_step(monkeypatch)
-    _, *seen = training(tiny_model(), recipe(epochs=2))
-    assert [p.step for p in seen] == [1, 2, 3, 4, 5, 6]
-    assert [p.epoch for p in seen] == [0, 0, 1, 1, 1, 2]
-    assert [p.metrics is None for p in seen] == [True, True, False] * 2
-    assert [p.images for p in seen[:3]] == [4, 7, 10]
-    assert all(math.isfinite(p.loss) for p in seen)
+def test_the_metrics_are_those_of_the_epoch_so_far():
+    state, ends = TrainState(tiny_model(), recipe(epochs=2, learning_rate=1e-9)), []
+    for now in training(state):
+        if now.batch == 0:
+            ends.append(now.metrics())
+        assert math.isfinite(now.metrics()["train_loss"])
+    assert [set(end) for end in ends] == [{"lr", "train_loss", "train_top1"}] * 2
+    # The weights hardly move, so both epochs have the same mean, in batches of other images.
+    assert ends[0]["train_loss"] == pytest.approx(ends[1]["train_loss"], rel=0.05)
 
 
 def test_training_learns_what_can_be_learned():
@@ -144,14 +140,13 @@ def test_training_learns_what_can_be_learned():
     labels = torch.arange(30) % CLASSES
     images = torch.zeros(30, SIDE, SIDE, 3, dtype=torch.uint8)
     images[torch.arange(30), :, :, labels] = 200
-    *_, last = engine.fit(
-        tiny_model(), images, torch.arange(30), labels, recipe(epochs=20, batch_size=10), plain
-    )
-    assert last.metrics["train_top1"] == 100
-    assert last.metrics["train_loss"] < 0.1
+    state = TrainState(tiny_model(), recipe(epochs=20, batch_size=10))
+    list(engine.fit(state, images, labels, plain))
+    assert state.metrics()["train_top1"] == 100
+    assert state.metrics()["train_loss"] < 0.1
 
 
-def test_an_image_with_two_labels_is_seen_with_both(monkeypatch):
+def test_an_image_with_two_labels_is_seen_with_both():
     seen = []
 
     def watch(batch, labels):
@@ -159,8 +154,9 @@ def test_an_image_with_two_labels_is_seen_with_both(monkeypatch):
         return plain(batch, labels)
 
     images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].repeat(1, SIDE, SIDE, 3)
-    rows, labels = torch.tensor([4, 4, 0, 2]), torch.tensor([0, 1, 2, 0])
-    list(engine.fit(tiny_model(), images, rows, labels, recipe(batch_size=2), watch))
+    examples = Images.of(images.numpy()).subset(torch.tensor([4, 4, 0, 2]))
+    labels = torch.tensor([0, 1, 2, 0])
+    list(engine.fit(TrainState(tiny_model(), recipe(batch_size=2)), examples, labels, watch))
     assert sorted(seen) == [(0, 2), (2, 0), (4, 0), (4, 1)]
 
 
@@ -170,20 +166,20 @@ def test_soft_targets_give_the_soft_loss_but_count_against_the_labels():
 
     images, labels = made_up()
     still = recipe(batch_size=10, learning_rate=0.0, weight_decay=0.0)
-    *_, last = training(tiny_model(batch_norm=False), still, augment=half)
+    metrics = trained(tiny_model(batch_norm=False), still, augment=half).metrics()
     with torch.no_grad():
         logits = tiny_model(batch_norm=False)(NORMALISE(images))
     expected = -logits.log_softmax(1).mean().item()
-    assert last.metrics["train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["train_loss"] == pytest.approx(expected, rel=1e-5)
     right = (logits.argmax(1) == labels).float().mean().item()
-    assert last.metrics["train_top1"] == pytest.approx(100 * right)
+    assert metrics["train_top1"] == pytest.approx(100 * right)
 
 
 def test_one_step_is_nesterov_sgd_with_weight_decay():
     images, labels = made_up()
     settings = recipe(batch_size=10, weight_decay=0.01)
     model, expected = tiny_model(batch_norm=False), tiny_model(batch_norm=False)
-    list(training(model, settings))
+    trained(model, settings)
     nn.functional.cross_entropy(expected(NORMALISE(images)), labels).backward()
     with torch.no_grad():
         for parameter in expected.parameters():
@@ -198,21 +194,23 @@ def averaged_values(model):
     return [v.clone() for v in model.state_dict().values() if v.is_floating_point()]
 
 
-def test_the_averaged_weights_are_the_exponential_average_of_the_steps(monkeypatch):
-    every_step(monkeypatch)
+def test_the_averaged_weights_are_the_exponential_average_of_the_steps():
     model = tiny_model()
     expected = None
-    steps = training(model, recipe(epochs=2, ema_decay=0.7))
-    next(steps)
-    for progress in steps:
+    for state in training(TrainState(model, recipe(epochs=2, ema_decay=0.7))):
         now = averaged_values(model)
         if expected is None:
             expected = now  # the average starts at the first step's weights
         else:
             expected = [0.7 * e + 0.3 * n for e, n in zip(expected, now, strict=True)]
-        for ours, theirs in zip(averaged_values(progress.model), expected, strict=True):
+        for ours, theirs in zip(averaged_values(state.network), expected, strict=True):
             torch.testing.assert_close(ours, theirs)
-    assert progress.model is not model
+    assert state.network is not model
+
+
+def test_without_an_average_the_network_is_the_model():
+    model = tiny_model()
+    assert trained(model, recipe()).network is model
 
 
 # --- fit: the same bits -------------------------------------------------------------------------
@@ -230,56 +228,54 @@ def augment_of(settings):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_resumed_from_any_step_a_training_ends_with_the_same_bits(name, monkeypatch):
-    every_step(monkeypatch)
+def test_resumed_from_any_step_a_training_ends_with_the_same_bits(name):
     settings = recipe(epochs=3, **RECIPES[name])
-    whole, states = tiny_model(), []
-    for last in training(whole, settings, augment=augment_of(settings), seed=3):
-        states.append(through_a_file(last.state()))
+    augment = augment_of(settings)
+    whole = TrainState(tiny_model(), settings, seed=3)
+    states = [through_a_file(whole.state_dict())]
+    for state in training(whole, augment=augment):
+        states.append(through_a_file(state.state_dict()))
         torch.rand(7)  # whoever logs or saves may draw random numbers
-    steps = len(states)
-    assert steps == 1 + (9 if name != "schedule" else 15)
-    for start in {0, 1, steps // 3, steps // 2, steps - 2}:  # inside and at the ends of epochs
-        resumed = tiny_model()
+    assert len(states) == 1 + (9 if name != "schedule" else 15)
+    for start in (0, 1, 3, len(states) // 2, len(states) - 2):  # inside and at the ends of epochs
+        resumed = TrainState(tiny_model(), settings, seed=3)
+        resumed.load_state_dict(states[start])
         torch.manual_seed(999 + start)
-        *_, again = training(
-            resumed, settings, augment=augment_of(settings), seed=3, state=states[start]
-        )
-        assert_same(resumed, whole)
-        assert_same(again.model, last.model)
-        assert again[:5] == last[:5]
+        assert len(list(training(resumed, augment=augment))) == len(states) - 1 - start
+        assert_same(resumed.model, whole.model)
+        assert_same(resumed.network, whole.network)
+        assert resumed.metrics() == whole.metrics()
 
 
 def test_resumed_after_the_last_epoch_nothing_is_trained():
-    model = tiny_model()
-    *_, last = training(model, recipe())
-    resumed = tiny_model()
-    (only,) = training(resumed, recipe(), state=through_a_file(last.state()))
-    assert (only.epoch, only.step, only.images, only.metrics) == (1, 3, 10, None)
-    assert_same(resumed, model)
+    whole = trained(tiny_model(), recipe())
+    resumed = TrainState(tiny_model(), recipe())
+    resumed.load_state_dict(through_a_file(whole.state_dict()))
+    assert list(training(resumed)) == []
+    assert (resumed.epoch, resumed.step, resumed.images) == (1, 3, 10)
+    assert_same(resumed.network, whole.network)
 
 
 def test_the_seed_decides_the_weights_and_the_global_generator_does_not():
-    def trained(seed, noise):
+    def weights(seed, noise):
         model = tiny_model()
         torch.manual_seed(noise)
         settings = recipe(augment="crop-flip")
-        list(training(model, settings, augment=augment_of(settings), seed=seed))
+        trained(model, settings, seed, augment=augment_of(settings))
         return model
 
-    assert_same(trained(1, 0), trained(1, 77))
-    other = trained(2, 0)
-    assert not torch.equal(other[0].weight, trained(1, 0)[0].weight)
+    assert_same(weights(1, 0), weights(1, 77))
+    assert not torch.equal(weights(2, 0)[0].weight, weights(1, 0)[0].weight)
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_evaluating_between_two_steps_does_not_change_the_training(ema_decay, monkeypatch):
+def test_evaluating_between_two_steps_does_not_change_the_training(ema_decay):
     settings = recipe(epochs=2, ema_decay=ema_decay)
     quiet, loud = tiny_model(), tiny_model()
-    list(training(quiet, settings))
-    every_step(monkeypatch)
-    for progress in training(loud, settings):
-        list(engine.predict(progress.model, made_up()[0], NORMALISE))
+    trained(quiet, settings)
+    for state in training(TrainState(loud, settings)):
+        list(engine.predict(state.network, made_up()[0], NORMALISE))
+        state.metrics()
         torch.rand(3)
     assert_same(loud, quiet)
 
@@ -303,21 +299,28 @@ def test_a_non_finite_loss_raises_and_leaves_the_weights_of_before_that_step(bad
         return batch, torch.full((len(batch), CLASSES), bad)
 
     with pytest.raises(FloatingPointError, match=r"not finite.*--learning-rate \(now 0\.1\)"):
-        list(training(model, recipe(epochs=4), augment=spoil))
+        for state in training(TrainState(model, recipe(epochs=4)), augment=spoil):
+            if state.batch == 0:
+                state.metrics()
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
-def test_a_non_finite_loss_ends_the_training_within_its_epoch():
+def test_after_a_non_finite_step_the_metrics_raise_and_name_the_epoch():
     steps = itertools.count()
 
     def spoil(batch, labels):
         return NORMALISE(batch) * (math.nan if next(steps) == 4 else 1), labels
 
-    ends = []
-    with pytest.raises(FloatingPointError, match="epoch 2"):
-        ends.extend(p.epoch for p in training(tiny_model(), recipe(epochs=4), augment=spoil))
-    assert next(steps) <= 6
+    for state in training(TrainState(tiny_model(), recipe(epochs=4)), augment=spoil):
+        if state.step < 5:
+            state.metrics()
+            continue
+        with pytest.raises(FloatingPointError, match="epoch 2"):
+            state.metrics()
+        if state.batch == 0:
+            break
+    assert state.step == 6  # also at the end of the epoch
 
 
 # --- schedules ----------------------------------------------------------------------------------
