@@ -10,6 +10,7 @@ import datetime
 import os
 import socket
 import sys
+import time
 from contextlib import contextmanager
 
 import torch
@@ -81,6 +82,37 @@ def largest(number):
 def wait():
     """Go on when every process has come here."""
     largest(0)
+
+
+class Clock:
+    """Tells when so many seconds are over, in all processes at the same step.
+
+    Several processes have to agree on the time.  They ask each other seldom: at the step at which,
+    by the steps so far, the seconds should be over.
+    """
+
+    def __init__(self, seconds, step):
+        """The first period begins now, at `step`."""
+        self.seconds = seconds
+        self._begin(step)
+
+    def _begin(self, step):
+        self.first_step, self.began = step, time.monotonic()
+        self.ask_at = step + 1
+
+    def over(self, step):
+        """Whether the period is over at `step`; if so, the next one begins."""
+        if step < self.ask_at:
+            return False
+        seconds = largest(time.monotonic() - self.began)
+        if seconds > self.seconds:
+            self._begin(step)
+            return True
+        if size() > 1:
+            steps_a_second = (step - self.first_step) / max(seconds, 1e-3)
+            expected = self.first_step + round(steps_a_second * self.seconds)
+            self.ask_at = max(step + 1, expected)
+        return False
 
 
 @contextmanager

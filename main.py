@@ -12,22 +12,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
-import checkpoint
-import cli
-import runlog
-import training
-from data import Images
+import distributed
+from data import sha256_of_file
 from models import build_model
 from models.hub import HUB, LICENCE, MEAN, STD, find, hub_weights
 from presets import PRESETS, override
+from report import tables
+from report.board import Board
+from stages import checkpoint, flags, training
+from stages.dataset import load_dataset, normalisation_of
+from stages.device import set_up_device
+from stages.folder import STAGES, config_of, read_json
+from stages.inherit import inherit, recipe_in_force
+from stages.lifetime import open_stage
+from stages.program import program
 
 
 def parse(argv):
-    parser = cli.parser(__doc__)
+    parser = flags.stage_parser(__doc__)
     add = parser.add_argument_group("steps 1 and 4").add_argument
-    add("--student-network", action=cli.Boolean, help="step 4: fine-tune the student")
+    add("--student-network", action=flags.Boolean, help="step 4: fine-tune the student")
     add("--student", type=Path, metavar="PATH", help="step 4: the stage to start from")
     add("--weights", metavar="PATH|NAME", help="step 1: start from a checkpoint, or from published "
         f"ImageNet weights such as resnet50_swsl ({LICENCE}) or resnet50_imagenet")  # fmt: skip
@@ -39,59 +43,45 @@ def parse(argv):
     return args
 
 
-@cli.program
+@program
 def main(argv=None):
     args = parse(argv)
-    begun = cli.begin(args, "finetuned" if args.student_network else "teacher")
-    if begun is None:
+    distributed.start()
+    device = set_up_device(args.device, args.deterministic)
+    name = "finetuned" if args.student_network else "teacher"
+    stage = open_stage(flags.run_dir(args) / name, args.resume, args.overwrite)
+    if stage is None:
         return
-    device, folder, resume = begun
-    job = prepare(args, folder, device, resume)
-    result = training.run(job, device, resume)
-    report(args, job, result)
+    job = prepare(args, stage, device)
+    result = training.run(job, device, Board)
+    print_summary(args, job, result)
 
 
-def prepare(args, folder, device, resume):
-    """Settle everything that the training needs, without touching `folder`."""
-    saved = runlog.read_json(folder / "config.json") if resume else None
-    student = None
-    if args.student_network:
-        student = runlog.read_stage(args.student or folder.parent / "student", "student")
-    if saved:
-        runlog.check_parent(folder, saved)
-    above = saved or (student and student.config)
-    settings = cli.chain(args, above)
-    data_dir = cli.data_dir(args, above)
+def prepare(args, stage, device):
+    """Settle everything that the training needs; nothing is written."""
+    student = stage.parent("student", args.student) if args.student_network else None
+    earlier = stage.saved or (student and student.config)
+    settings = inherit(flags.shared(args), earlier)
     start = starting_point(args, student)
     preset = PRESETS[settings["preset"]]
     recipe = override(preset.finetune if student else preset.teacher, model=start.model)
-    recipe = cli.recipe(args, recipe, saved and saved["training"])
-    if start.model not in (None, recipe.model):
-        raise ValueError(
-            f"--model {recipe.model} contradicts {start.source}, a {start.model}; "
-            f"leave the flag out"
-        )
+    recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
+    labelled, parts = load_dataset(settings, earlier)
+    start.check(recipe.model, len(labelled.classes))
+    train = labelled.train.subset(parts.labelled)
 
-    labelled, parts = cli.labelled_data(settings, data_dir)
-    if above:
-        cli.check_data(labelled, labelled.classes, above)
-    if start.weights is not None:  # tried now, so that a misfit is found before anything is written
-        model = build_model(recipe.model, len(labelled.classes))
-        checkpoint.start_from(model, start.weights, start.source)
-    images, labels = Images.of(labelled.train_images), torch.from_numpy(labelled.train_labels)
-    rows = torch.from_numpy(parts.labelled)
-    config = runlog.describe(
-        folder.name, settings, device, data_dir, labelled.inputs,
-        student and student.as_parent(folder),
-        start.mean_std or training.normalisation(images, rows),
-        training=asdict(recipe), weights=args.weights,
+    config = config_of(
+        stage.name, settings, labelled, start.mean_std or normalisation_of(train.images), device,
+        parent=student and student.as_parent(stage.folder),
+        training=asdict(recipe),
+        weights=args.weights,
     )  # fmt: skip
     if args.weights and Path(start.source).is_file():
-        config["inputs"]["weights"] = {"sha256": checkpoint.fingerprint(start.source)}
-    if saved:
-        cli.check_same(saved, config)
-    return training.Job(
-        folder, config, recipe, labelled, parts, images, rows, labels[rows], start.weights,
+        config["inputs"]["weights"] = {"sha256": sha256_of_file(start.source)}
+    stage.check_unchanged(config)
+    val = labelled.train.subset(parts.val)
+    return training.TrainingJob(
+        stage, config, recipe, labelled, val, train.images, train.labels, start.weights,
         start.source,
     )  # fmt: skip
 
@@ -103,6 +93,15 @@ class Start(NamedTuple):
     source: str | None = None  # its name
     model: str | None = None  # the network that it fits, where it says so
     mean_std: tuple | None = None  # the normalisation it was trained with, where it says so
+
+    def check(self, model, num_classes):
+        """ValueError for weights of another network: found before anything is written."""
+        if self.model not in (None, model):
+            raise ValueError(
+                f"--model {model} contradicts {self.source}, a {self.model}; leave the flag out"
+            )
+        if self.weights is not None:
+            checkpoint.start_from(build_model(model, num_classes), self.weights, self.source)
 
 
 def starting_point(args, student):
@@ -121,25 +120,21 @@ def starting_point(args, student):
     return Start(weights, str(path), weights["arch"]["name"], normalisation)
 
 
-def report(args, job, result):
+def print_summary(args, job, result):
+    folder, step_1 = job.stage.folder, job.stage.name == "teacher"
+    title = "step 1: the teacher is trained" if step_1 else "step 4: the student is fine-tuned"
     trained_on = f"{len(job.labels):,} labelled images, {job.recipe.epochs} epochs"
-    if job.stage == "teacher":
-        more = [("next", cli.command("make_sample_data.py", args))]
-        training.report("step 1: the teacher is trained", job, result, trained_on, more)
+    rows = tables.training_summary(result, trained_on, len(job.val.labels), folder)
+    if step_1:
+        rows.append(("next", flags.next_command("make_sample_data.py", args)))
+        tables.print_table(title, rows)
         return
-    more = [("next", f"tensorboard --logdir {job.folder.parent.parent}")]
-    training.report("step 4: the student is fine-tuned", job, result, trained_on, more)
-    stages = {
-        "teacher": "teacher",
-        "student": "student, pre-trained",
-        "finetuned": "student, fine-tuned",
-    }
-    files = {name: job.folder.parent / stage / "result.json" for stage, name in stages.items()}
-    results = {name: runlog.read_json(file) for name, file in files.items() if file.exists()}
-    cli.table(
-        f"test top-1 of {job.config['dataset']}, seed {job.config['seed']}",
-        [(name, f"{one['test_top1']:.2f} %") for name, one in results.items()],
-    )
+    rows.append(("next", f"tensorboard --logdir {folder.parent.parent}"))
+    tables.print_table(title, rows)
+    files = {stage: folder.parent / stage / "result.json" for stage in STAGES}
+    results = {stage: read_json(file) for stage, file in files.items() if file.exists()}
+    title = f"test top-1 of {job.config['dataset']}, seed {job.config['seed']}"
+    tables.print_table(title, tables.accuracy_summary(results))
 
 
 if __name__ == "__main__":

@@ -10,85 +10,87 @@ Writes   RUN/student: config.json, metrics.jsonl, model.pt, TensorBoard's events
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
-import cli
-import runlog
-import training
-from data import JoinedPools, open_pools, selection
+import distributed
+from data import open_pool, selection
 from presets import PRESETS
+from report import tables
+from report.board import Board
+from stages import flags, training
+from stages.dataset import load_dataset
+from stages.device import set_up_device
+from stages.folder import STAGES, config_of
+from stages.inherit import inherit, recipe_in_force
+from stages.lifetime import open_stage
+from stages.program import program
 
 
 def parse(argv):
-    parser = cli.parser(__doc__)
+    parser = flags.stage_parser(__doc__)
     add = parser.add_argument_group("step 3").add_argument
     add("--selection", type=Path, metavar="PATH", help="the stage of step 2 (default RUN/samples)")
     return parser.parse_args(argv)
 
 
-@cli.program
+@program
 def main(argv=None):
     args = parse(argv)
-    begun = cli.begin(args, "student")
-    if begun is None:
+    distributed.start()
+    device = set_up_device(args.device, args.deterministic)
+    stage = open_stage(flags.run_dir(args) / "student", args.resume, args.overwrite)
+    if stage is None:
         return
-    device, folder, resume = begun
-    job = prepare(args, folder, device, resume)
-    result = training.run(job, device, resume)
-    report(args, job, result)
+    samples = stage.parent("samples", args.selection)
+    job = prepare(args, stage, samples, device)
+    result = training.run(job, device, Board)
+    print_summary(args, job, samples, result)
 
 
-def prepare(args, folder, device, resume):
-    """Settle everything that the training needs, without touching `folder`."""
-    saved = runlog.read_json(folder / "config.json") if resume else None
-    samples = runlog.read_stage(args.selection or folder.parent / "samples", "samples")
-    if saved:
-        runlog.check_parent(folder, saved)
-    settings = cli.chain(args, samples.config)
+def prepare(args, stage, samples, device):
+    """Settle everything that the training needs; nothing is written."""
+    settings = inherit(flags.shared(args), samples.config)
     recipe = PRESETS[settings["preset"]].student
-    recipe = cli.recipe(args, recipe, saved and saved["training"])
-    data_dir = cli.data_dir(args, samples.config)
-
-    labelled, parts = cli.labelled_data(settings, data_dir)
-    cli.check_data(labelled, labelled.classes, samples.config)
-    images, rows, labels = read_samples(samples, data_dir, labelled, parts)
-    config = runlog.describe(
-        "student", settings, device, data_dir, labelled.inputs, samples.as_parent(folder),
-        tuple(samples.config["normalisation"].values()), training=asdict(recipe),
+    recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
+    labelled, parts = load_dataset(settings, samples.config)
+    images, labels = read_examples(samples, settings["data_dir"], labelled, parts)
+    config = config_of(
+        stage.name, settings, labelled, samples.config["normalisation"].values(), device,
+        parent=samples.as_parent(stage.folder),
+        training=asdict(recipe),
     )  # fmt: skip
-    if saved:
-        cli.check_same(saved, config)
-    return training.Job(folder, config, recipe, labelled, parts, images, rows, labels)
+    stage.check_unchanged(config)
+    val = labelled.train.subset(parts.val)
+    return training.TrainingJob(stage, config, recipe, labelled, val, images, labels)
 
 
-def read_samples(samples, data_dir, labelled, parts):
-    """The selected images, once each, and the examples: -> Images, rows (R,), labels (R,).
+def read_examples(samples, data_dir, labelled, parts):
+    """The selected images and their pseudo-labels, a row of selection.csv each: Images, labels (N,).
 
+    An image that several classes keep stands there several times, each time with another label.
     Raises ValueError when a pool is not what step 2 scored.
     """
     config = samples.config
     names, label, _, _ = selection.read_selection(samples.product, len(labelled.classes))
-    pools = open_pools(config["unlabeled"], data_dir, config["input_size"], labelled, parts)
-    for pool in pools:
-        if pool.inputs["digest"] != config["pools"][pool.name]["digest"]:
+    pool = open_pool(config["unlabeled"], data_dir, config["input_size"], labelled, parts)
+    for source in pool.sources:
+        if source.inputs["digest"] != config["pools"][source.name]["digest"]:
             raise ValueError(
-                f"the pool {pool.name} has changed since step 2 scored it; "
-                f"run `{runlog.STAGES['samples'][1]} --overwrite`"
+                f"the pool {source.name} has changed since step 2 scored it; "
+                f"run `{STAGES['samples'][1]} --overwrite`"
             )
-    pool = JoinedPools(pools)
-    chosen, rows = np.unique(pool.positions(names), return_inverse=True)
-    images = pool.images.subset(torch.from_numpy(chosen))
-    return images, torch.from_numpy(rows), torch.from_numpy(label)
+    images = pool.images.subset(torch.from_numpy(pool.positions(names)))
+    return images, torch.from_numpy(label)
 
 
-def report(args, job, result):
+def print_summary(args, job, samples, result):
     trained_on = (
-        f"{len(job.labels):,} rows of {len(job.images):,} pool images, no true label, "
-        f"{job.recipe.epochs} epochs"
+        f"{len(job.labels):,} rows of {samples.result['unique_images']:,} pool images, no true "
+        f"label, {job.recipe.epochs} epochs"
     )
-    more = [("next", cli.command("main.py", args) + " --student-network True")]
-    training.report("step 3: the student is pre-trained", job, result, trained_on, more)
+    rows = tables.training_summary(result, trained_on, len(job.val.labels), job.stage.folder)
+    rows.append(("next", flags.next_command("main.py", args) + " --student-network True"))
+    tables.print_table("step 3: the student is pre-trained", rows)
 
 
 if __name__ == "__main__":

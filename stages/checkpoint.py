@@ -1,12 +1,10 @@
-"""model.pt and resume.pt: written whole or not at all, read safely, fingerprinted."""
+"""model.pt and resume.pt: written whole or not at all, read safely."""
 
-import hashlib
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from data import whole_file
 from models.weights import FORMAT, load, rebuild
 from models.weights import start_from as start_from  # for those who load a checkpoint with `load`
 
@@ -27,28 +25,16 @@ class Checkpoint:
 
 def save(state, path):
     """Write tensors and plain types to `path`: a reader sees the old file or the new one."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        torch.save(state, partial)
-        os.replace(partial, path)
-    except RuntimeError as error:  # how torch reports a full disk
-        partial.unlink(missing_ok=True)
-        raise OSError(f"cannot write {path}: {error}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def fingerprint(path):
-    """sha256 of a file, hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with whole_file(path) as partial:
+        try:
+            torch.save(state, partial)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise OSError(f"cannot write {path}: {error}") from error
 
 
 def save_model(path, checkpoint):
     """Write a Checkpoint as model.pt."""
-    parts = {
+    content = {
         "format": FORMAT,
         "arch": {"name": checkpoint.name, "num_classes": len(checkpoint.classes)},
         "classes": list(checkpoint.classes),
@@ -58,7 +44,7 @@ def save_model(path, checkpoint):
         "metrics": checkpoint.metrics,
         "parent": checkpoint.parent,
     }
-    save(parts, path)
+    save(content, path)
 
 
 def load_model(path, device="cpu"):

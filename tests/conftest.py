@@ -1,5 +1,6 @@
 """Finished runs of the four steps, made once and tiny; what changes a run works on a copy."""
 
+import json
 import shutil
 import socket
 from pathlib import Path
@@ -15,6 +16,7 @@ import student_train
 
 torch.set_num_threads(1)  # several threads only wait for each other in networks this small
 
+TIMES = ("seconds", "images_per_second")
 STAGES = ("teacher", "samples", "student", "finetuned")
 PROGRAMS = {
     "teacher": (main.main, ()),
@@ -177,6 +179,30 @@ def read_tree(folder):
 @pytest.fixture(scope="session")
 def snapshot():
     return read_tree
+
+
+def without_times(result):
+    return {name: x for name, x in result.items() if name not in TIMES}
+
+
+def result_of(stage):
+    return without_times(json.loads((stage / "result.json").read_text(encoding="utf-8")))
+
+
+def metrics_of(stage):
+    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [without_times(json.loads(line)) for line in lines]
+
+
+def assert_same_training(one, other):
+    """Two stage folders hold the same weights, metrics and results, to the last bit."""
+    first, second = (torch.load(x / "model.pt", weights_only=True) for x in (one, other))
+    weights, again = first.pop("state_dict"), second.pop("state_dict")
+    assert weights.keys() == again.keys()
+    assert [name for name in weights if not torch.equal(weights[name], again[name])] == []
+    assert first == second
+    assert metrics_of(one) == metrics_of(other)
+    assert result_of(one) == result_of(other)
 
 
 @pytest.fixture

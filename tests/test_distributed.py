@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import LATER
+from conftest import LATER, assert_same_training
 
 import distributed
 from data import Augment, Normalise
-from engine import fit
+from engine import TrainState, fit
 from presets import Training
 
 ROOT = Path(__file__).parents[1]
@@ -58,8 +58,10 @@ def losses():
     labels = torch.arange(27) % 4
     recipe = Training(epochs=3, batch_size=7, learning_rate=0.05, ema_decay=0.9)
     augment = Augment(Normalise([0.5] * 3, [0.25] * 3), "none", 4)
-    ticks = fit(model, images, torch.arange(27), labels, recipe, augment, seed=5)
-    epochs = [tick.metrics for tick in ticks if tick.metrics]
+    state, epochs = TrainState(model, recipe, seed=5), []
+    for _ in fit(state, images, labels, augment):
+        if state.batch == 0:
+            epochs.append(state.metrics())
     return [(epoch["train_loss"], epoch["train_top1"]) for epoch in epochs]
 
 
@@ -174,25 +176,30 @@ def test_two_processes_select_what_one_selects_byte_for_byte(
     assert results[0] == results[1]
 
 
-def test_two_stopped_processes_go_on_together(tmp_path, folder_flags):
-    flags = [*folder_flags, "--run-dir", tmp_path / "run", "--device", "cpu", "--epochs", "4000"]
-    process = launch(ROOT / "main.py", *flags)
-    metrics = tmp_path / "run/teacher/metrics.jsonl"
-    for _ in range(600):
-        if process.poll() is not None or (metrics.exists() and len(metrics.read_text()) > 1000):
-            break
-        time.sleep(0.1)
+def test_two_stopped_processes_go_on_together_to_the_same_bits(tmp_path, folder_flags):
+    """The signal reaches them at different moments, and they have to stop at the same step."""
+    flags = [*folder_flags, "--device", "cpu", "--batch-size", "6", "--epochs", "150"]
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    process = launch(ROOT / "main.py", *flags, "--run-dir", stopped)
+    metrics = stopped / "teacher/metrics.jsonl"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=120)
-    assert "go on with --resume" in out, error
-    done = len(metrics.read_text().splitlines())
-    assert (tmp_path / "run/teacher/resume.pt").exists()
-    again = launch(ROOT / "main.py", *flags, "--resume")
-    for _ in range(600):
-        if again.poll() is not None or len(metrics.read_text().splitlines()) > done + 2:
-            break
-        time.sleep(0.1)
-    again.send_signal(signal.SIGTERM)
-    again.communicate(timeout=120)
-    epochs = [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()]
-    assert epochs == list(range(1, len(epochs) + 1)) and len(epochs) > done
+    assert process.returncode != 0 and "go on with --resume" in out, error
+    assert (stopped / "teacher/resume.pt").exists()
+    assert not (stopped / "teacher/result.json").exists()
+
+    (tmp_path / "steps.py").write_text(STEPS)
+    steps = [("main", [*flags, "--run-dir", str(stopped), "--resume"])]
+    steps += [("main", [*flags, "--run-dir", str(whole)])]
+    finish(launch(tmp_path / "steps.py", ROOT, json.dumps(steps)))
+    assert_same_training(stopped / "teacher", whole / "teacher")
+
+
+def wait_for(condition, process, seconds=60):
+    """Return when the condition holds; fail when the process ends or the time is over first."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "it takes too long"
+        time.sleep(0.02)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torchvision
 
-import cli
+from stages.signals import Interrupted
 import main
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -398,7 +398,7 @@ def test_a_full_disk_is_a_failure_that_keeps_the_finished_work(
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("checkpoint.save", full)
+    monkeypatch.setattr("stages.checkpoint.save", full)
     error = failed(step, capsys, "student", run, "--epochs", "1", "--passes", "1")
     assert "No space left on device" in error
     after = snapshot(run)
@@ -423,9 +423,9 @@ def test_ctrl_c_before_the_work_begins_stops_at_once_and_changes_nothing(
     tmp_path, step, capsys, folder_flags, monkeypatch
 ):
     def interrupted(*arguments):
-        raise cli.Interrupted(2)
+        raise Interrupted(2)
 
-    monkeypatch.setattr(cli, "load_labelled", interrupted)
+    monkeypatch.setattr("stages.dataset.load_labelled", interrupted)
     assert step("teacher", tmp_path / "run", *folder_flags) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "run").exists()

@@ -8,52 +8,26 @@ import subprocess
 import sys
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same_training, metrics_of, result_of
 
-import cli
-import engine
 import make_sample_data
+from stages import signals, training
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("teacher", "samples", "student", "finetuned")
 TRAINED = ("teacher", "student", "finetuned")
-TIMES = ("seconds", "images_per_second")
 
 pytestmark = pytest.mark.usefixtures("quick")
 
 
-def without_times(result):
-    return {name: x for name, x in result.items() if name not in TIMES}
-
-
-def result_of(stage):
-    return without_times(json.loads((stage / "result.json").read_text(encoding="utf-8")))
-
-
-def metrics_of(stage):
-    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [without_times(json.loads(line)) for line in lines]
-
-
-def assert_same_training(one, other):
-    first, second = (torch.load(x / "model.pt", weights_only=True) for x in (one, other))
-    weights, again = first.pop("state_dict"), second.pop("state_dict")
-    assert weights.keys() == again.keys()
-    assert [name for name in weights if not torch.equal(weights[name], again[name])] == []
-    assert first == second
-    assert metrics_of(one) == metrics_of(other)
-    assert result_of(one) == result_of(other)
-
-
 @pytest.fixture
 def every_step(monkeypatch):
-    """`fit` reports after every step: its clock runs two seconds a look."""
-    clock = count(0, 2)
-    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    """A stage looks at its training after every step."""
+    monkeypatch.setattr(training, "LOOK_SECONDS", -1)
 
 
 @pytest.fixture
@@ -63,7 +37,7 @@ def stop_after(monkeypatch):
     def arm(looks):
         asked = count(1)
         answer = lambda: signal.SIGTERM if next(asked) >= looks else None  # noqa: E731
-        monkeypatch.setattr(cli, "interruption", answer)
+        monkeypatch.setattr(signals, "interruption", answer)
 
     return arm
 
@@ -125,7 +99,8 @@ def test_a_selection_in_pieces_ends_with_the_same_bits(
 
 KILLED = """
 import os, signal, sys
-import make_sample_data, scoring
+import make_sample_data
+from stages import scoring
 scoring.SAVE_SECONDS, scoring._AHEAD = 0, 1
 add, calls = scoring.Selector.add, []
 def counted(self, *chunk):
@@ -151,7 +126,7 @@ def test_a_selection_killed_in_the_middle_is_finished_by_resume(
     shutil.copytree(whole, run)
     assert step("samples", whole, *flags) == 0
     command = [sys.executable, "-c", KILLED, *flags, "--run-dir", str(run), "--device", "cpu"]
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     samples = run / "samples"
@@ -353,7 +328,7 @@ def test_an_overwrite_cut_short_leaves_nothing_that_looks_finished(
 
     def last_breath(path, *arguments, **options):
         unlink(path, *arguments, **options)
-        raise cli.Interrupted(signal.SIGTERM)
+        raise signals.Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(Path, "unlink", last_breath)
     assert step("teacher", run_copy, *stage_flags["teacher"], "--overwrite") == 143

@@ -1,0 +1,157 @@
+"""Command lines: the only module besides the scripts that knows flags.
+
+A flag that is not given is None.  `shared` and `training` give the flags' values as plain dicts.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+from data import LABELLED_SETS, POLICIES
+from engine import SCHEDULES
+from models import MODELS
+from presets import PRESETS, Training
+
+from .inherit import DEFAULT_PRESET, INHERITED
+
+# What step 2 takes of the fields of presets.Training, so that one set of flags suits all steps.
+_EVERYWHERE = {
+    "model": "must be the teacher's, if given",
+    "epochs": "no effect in step 2",
+    "learning_rate": "no effect in step 2",
+    "batch_size": "images scored at a time",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line, exit code 2."""
+
+    def error(self, message):
+        print(f"{self.prog}: {message}; see python {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+class Boolean(argparse.Action):
+    """--x, --x True, --x=false, --no-x."""
+
+    words: ClassVar = {"true": True, "1": True, "yes": True, "on": True}
+    words |= {"false": False, "0": False, "no": False, "off": False}
+
+    def __init__(self, option_strings, dest, default=False, **kwargs):
+        names = option_strings + ["--no-" + s[2:] for s in option_strings if s.startswith("--")]
+        super().__init__(
+            names, dest, nargs="?", default=default, metavar="True|False", **kwargs
+        )  # fmt: skip
+
+    def __call__(self, parser, namespace, value, option):
+        if option.startswith("--no-"):
+            if value is not None:
+                parser.error(f"argument {option}: takes no value, not {value!r}")
+            flag = False
+        else:
+            flag = self.words.get("true" if value is None else value.lower())
+            if flag is None:
+                parser.error(f"argument {option}: must be True or False, not {value!r}")
+        setattr(namespace, self.dest, flag)
+
+
+def number(kind, least, most=None, exclusive=False):
+    """An argparse type: an int or float from `least` (itself left out if `exclusive`) to `most`."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}") from None
+        fits = (value > least if exclusive else value >= least) and (most is None or value <= most)
+        if not fits:  # also for nan
+            bound = f"above {least}" if exclusive else f"{least} or more"
+            bound += "" if most is None else f" and at most {most}"
+            raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
+        return value
+
+    return convert
+
+
+_TYPES = {
+    "epochs": number(int, 1),
+    "learning_rate": number(float, 0, exclusive=True),
+    "batch_size": number(int, 1),
+    "passes": number(int, 1),
+    "warmup": number(float, 0, 1),
+    "weight_decay": number(float, 0),
+    "label_smoothing": number(float, 0, 1),
+    "ema_decay": number(float, 0, 1),
+    "mixup": number(float, 0),
+    "cutmix": number(float, 0),
+}
+_CHOICES = {"model": list(MODELS), "schedule": SCHEDULES, "augment": POLICIES}
+
+
+def bare_parser(description):
+    """A parser without flags, for the scripts that are no stage."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return _Parser(description=description, formatter_class=raw, allow_abbrev=False)
+
+
+def stage_parser(description, training=True):
+    """A parser with the common flags; with `training` also one for every field of
+    presets.Training, otherwise only those that every step takes.
+    """
+    parser = bare_parser(description)
+    add = parser.add_argument_group("common").add_argument
+    add("--preset", choices=PRESETS, help="named settings, see presets.py (default cifar100)")
+    add("--run-dir", type=Path, metavar="DIR", help="where the stages are (default runs/<preset>)")
+    add("--data-dir", type=Path, metavar="DIR", help="where data sets are (default datasets)")
+    add("--dataset", "--dataset-mode", choices=LABELLED_SETS, type=str.lower,
+        help="the labelled images")  # fmt: skip
+    add("--input-size", type=number(int, 8, 1024), metavar="N", help="pixels a side")
+    add("--labels-per-class", type=number(int, 1), metavar="N", help="labelled images a class")
+    add("--val-per-class", type=number(int, 1), metavar="N", help="validation images a class")
+    add("--seed", type=number(int, 0, 2**31), help="of the whole chain (default 0)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default auto")
+    add("--deterministic", action=Boolean, help="refuse kernels whose sums vary from run to run")
+    add("--resume", action=Boolean, help="go on with an unfinished stage; a finished one stays")
+    add("--overwrite", action=Boolean, help="start the stage anew")
+    add = parser.add_argument_group("training" if training else "scoring").add_argument
+    for setting in dataclasses.fields(Training):
+        if training or setting.name in _EVERYWHERE:
+            add(
+                "--" + setting.name.replace("_", "-"),
+                type=_TYPES.get(setting.name),
+                choices=_CHOICES.get(setting.name),
+                metavar="NAME" if setting.name == "model" else None,
+                help=setting.metadata["help"] if training else _EVERYWHERE[setting.name],
+            )
+    return parser
+
+
+def run_dir(args):
+    """The folder that holds the stages.  Raises ValueError for a file."""
+    folder = args.run_dir or Path("runs") / (args.preset or DEFAULT_PRESET)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--run-dir {folder} is not a folder; name another one")
+    return folder
+
+
+def shared(args):
+    """The flags that all stages share: a dict for `inherit.inherit`."""
+    return {name: getattr(args, name) for name in (*INHERITED, "data_dir")}
+
+
+def training(args):
+    """The flags of a training: a dict of the fields of presets.Training."""
+    return {setting.name: getattr(args, setting.name) for setting in dataclasses.fields(Training)}
+
+
+def next_command(script, args):
+    """The next step's command line, for the same run folder."""
+    words = ["python", script]
+    if args.preset:
+        words += ["--preset", args.preset]
+    if args.run_dir:
+        words += ["--run-dir", str(args.run_dir)]
+    return " ".join(words)

@@ -1,0 +1,121 @@
+"""A stage from its first look at its folder to its result.json."""
+
+import json
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import distributed
+from data import write_json, write_text
+
+from .folder import (
+    WORKING_FILES,
+    check_parent,
+    clear,
+    next_action,
+    read_json,
+    read_stage,
+    remove,
+)
+from .inherit import check_unchanged
+from .program import working
+
+
+@dataclass
+class OpenStage:
+    """A stage that is about to run; nothing is written yet."""
+
+    folder: Path  # named after the stage
+    saved: dict | None = None  # its config.json, where it is resumed
+
+    @property
+    def name(self):
+        return self.folder.name
+
+    def parent(self, stage, path=None):
+        """The finished stage that this one is made from, in the same run folder or at `path`.
+
+        Raises FileNotFoundError or ValueError, see `read_stage`; ValueError also where this stage
+        is resumed and was made from another.
+        """
+        found = read_stage(path or self.folder.parent / stage, stage)
+        self.check_parent()
+        return found
+
+    def check_parent(self):
+        """ValueError where this stage is resumed and what it was made from has changed."""
+        if self.saved:
+            check_parent(self.folder, self.saved)
+
+    def check_unchanged(self, config):
+        """ValueError where this stage is resumed and would go on with another config.json."""
+        if self.saved:
+            check_unchanged(self.saved, config)
+
+
+def open_stage(folder, resume, overwrite):
+    """-> OpenStage, or None, saying so, where the stage is finished and --resume keeps it.
+
+    Raises ValueError for work that is already there.
+    """
+    action = next_action(folder, resume, overwrite)
+    if action == "nothing":
+        print(f"{folder} is finished already; --overwrite starts it anew")
+        return None
+    if action == "start":
+        return OpenStage(folder)
+    saved = read_json(folder / "config.json")
+    # Another number of threads would sum in another order.
+    torch.set_num_threads(saved.get("threads") or torch.get_num_threads())
+    return OpenStage(folder, saved)
+
+
+@contextmanager
+def running(stage, config, open_board, epochs_done=0):
+    """The stage runs: -> its StageLog in the first process, None in the others.
+
+    stage: OpenStage;  config: content of config.json;  open_board: report.board.Board
+    epochs_done: of a training that is resumed
+    Errors of the disk and of the data are a Failure (exit code 1) from here on.
+    """
+    distributed.wait()  # every process has read what it needs
+    with working(), ExitStack() as stack:
+        log = None
+        if distributed.is_first():
+            log = StageLog(stage, config, open_board, epochs_done)
+            stack.enter_context(log.board)
+        distributed.wait()  # the folder is there
+        yield log
+
+
+class StageLog:
+    """What a running stage writes: config.json, metrics.jsonl, result.json, TensorBoard's board."""
+
+    def __init__(self, stage, config, open_board, epochs_done):
+        self.folder = stage.folder
+        self.metrics = self.folder / "metrics.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if stage.saved is None:
+            clear(self.folder)
+            write_json(self.folder / "config.json", config)
+            self.board = open_board(self.folder)
+            self.board.settings(config)
+            return
+        if self.metrics.exists():  # a line may have been written after the last save
+            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            write_text(self.metrics, "".join(lines[:epochs_done]))
+        self.board = open_board(self.folder, purge_step=epochs_done + 1)
+
+    def epoch(self, metrics):
+        """Append one epoch's line and its curves; `metrics` has the epoch's number as "epoch"."""
+        with open(self.metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        self.board.epoch(metrics)
+
+    def finish(self, result, hparams):
+        """Write the hparams and, last, result.json.  What only --resume needs goes."""
+        self.board.hparams(hparams, result)
+        write_json(self.folder / "result.json", result)
+        remove(self.folder, WORKING_FILES)

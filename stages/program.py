@@ -1,0 +1,66 @@
+"""Exit codes, and errors in one line.
+
+0 done; 2 a bad flag or a missing input, nothing changed; 1 a failure while running, finished work
+kept; 130 Ctrl-C and 143 SIGTERM, state saved.  An error is one line on stderr; `python -X dev
+main.py` adds the traceback.
+"""
+
+import errno
+import functools
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+import distributed
+
+from .signals import Interrupted, handled
+
+
+class Failure(Exception):
+    """A stage could not go on; what it had finished is kept."""
+
+
+def program(main):
+    """Make `main(argv=None)` a program: it raises SystemExit with the code of its error."""
+
+    @functools.wraps(main)
+    def wrapper(argv=None):
+        try:
+            with handled():
+                main(argv)
+                distributed.wait()  # the first process writes the last files
+        except (Failure, FloatingPointError) as error:
+            _exit(1, error)
+        except RuntimeError as error:
+            if distributed.size() == 1:
+                raise
+            _exit(1, error)  # most likely another process has failed, and says why
+        except (ValueError, OSError) as error:
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            _exit(1 if full else 2, error)
+        except Interrupted as stopped:
+            name = signal.Signals(stopped.signum).name
+            _exit(128 + stopped.signum, f"stopped by {name}")
+
+    return wrapper
+
+
+def _exit(code, error):
+    line, who = " ".join(str(error).split()), Path(sys.argv[0]).name
+    who += f" (process {distributed.rank()})" if distributed.size() > 1 else ""
+    print(f"{who}: {line}", file=sys.stderr)
+    if sys.flags.dev_mode and isinstance(error, Exception):
+        raise error
+    raise SystemExit(code)
+
+
+@contextmanager
+def working():
+    """From here on an error of the disk or of the data is a Failure (exit code 1)."""
+    try:
+        yield
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
+        raise Failure(str(error)) from error

@@ -1,0 +1,149 @@
+"""The walk over the pool in step 2: score, rank, save; stopped anywhere it goes on from there.
+
+The pool is scored in chunks of a fixed size.  Every process of a torchrun job has a contiguous
+range of whole chunks and a Selector of its own.  So the number of processes changes no chunk, hence
+no score, where the same kernels compute it.  (On a CPU the number of threads made no difference to
+any network tried; on a GPU no kernel is chosen by timing here.)  Merged selectors do not depend on
+how the pool was cut, so the selection is the same, byte for byte.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+import distributed
+from data import Normalise, Pool, selection
+from engine import predict
+from ranking import Selector
+
+from . import checkpoint, signals
+from .lifetime import OpenStage
+from .program import Failure
+
+SAVE_SECONDS = 60
+_AHEAD = 64  # chunks whose scores wait on the device: fetching each would hold up a GPU
+
+
+@dataclass
+class ScoringJob:
+    """Step 2 with everything settled, before its folder is touched."""
+
+    stage: OpenStage
+    config: dict  # config.json, see folder.config_of
+    teacher: checkpoint.Checkpoint
+    pool: Pool
+
+
+@dataclass
+class Scored:
+    """A pool, scored and ranked."""
+
+    selector: Selector
+    scores: list[selection.ScoreFile]  # in pool order, one a process; none where not asked for
+    seconds: float
+
+
+class _Walk:
+    """One process's range of the pool, as far as it is scored."""
+
+    def __init__(self, job, device):
+        self.job, self.number = job, distributed.rank()
+        self.first, self.last = distributed.share(len(job.pool), job.config["batch_size"])
+        self.selector, self.spent = _new_selector(job, self.first, device), 0.0
+        self.path = job.stage.folder / _state_file(self.number)
+        if job.stage.saved and self.path.exists():
+            state = checkpoint.load(self.path)
+            self.spent = state.pop("seconds")
+            self.selector.load_state_dict(state)
+        self.scores, self.waiting = None, []
+        if job.config["save_scores"]:
+            path = job.stage.folder / _score_file(self.number)
+            self.scores = selection.ScoreFile(path, job.config["p"])
+            self.scores.open(self.selector.position - self.first)
+        self.began = time.monotonic()
+
+    @property
+    def seconds(self):
+        """Spent on this range in all, before a stop included."""
+        return self.spent + time.monotonic() - self.began
+
+    def add(self, start, logits):
+        """Take in the logits (B,C) of the entries from `start` on."""
+        pool, config, end = self.job.pool, self.job.config, start + len(logits)
+        scorable, tags = torch.from_numpy(pool.scorable(start, end)), None
+        if config["strategy"] == "tags":
+            tags = torch.from_numpy(pool.tags(self.job.teacher.classes, start, end))
+        self.waiting.append(self.selector.add(start, logits, scorable, tags))
+        if len(self.waiting) == _AHEAD:
+            self._write_scores()
+
+    def _write_scores(self):
+        for score, label in self.waiting if self.scores else ():
+            self.scores.write(score.cpu().numpy(), label.cpu().numpy())
+        self.waiting.clear()
+        self.job.pool.release_pages()
+
+    def save(self):
+        self._write_scores()
+        if self.scores:
+            self.scores.flush()
+        checkpoint.save({**self.selector.state_dict(), "seconds": self.seconds}, self.path)
+
+
+def run(job, device):
+    """Score and rank the pool; -> Scored, in the first process that of the whole pool."""
+    walk, size = _Walk(job, device), job.config["batch_size"]
+    position = walk.selector.position
+    torch.backends.cudnn.benchmark = False
+    bar = tqdm(
+        total=walk.last - walk.first, initial=position - walk.first, unit="img", unit_scale=True,
+        disable=None, desc="scoring",
+    )  # fmt: skip
+    normalise = Normalise(job.teacher.mean, job.teacher.std, device)
+    last_save = time.monotonic()
+    chunks = predict(job.teacher.model, job.pool.images, normalise, size, position, walk.last)
+    for start, logits in chunks:
+        walk.add(start, logits)
+        bar.update(len(logits))
+        signum = signals.interruption()  # asked once: a signal after this is the next chunk's
+        if signum or time.monotonic() - last_save > SAVE_SECONDS:
+            walk.save()
+            last_save = time.monotonic()
+        if signum:
+            signals.stop(bar, job.stage.folder, signum)
+    walk.save()
+    bar.close()
+    seconds = distributed.largest(walk.seconds)  # all have saved by then
+    return _gather(job, walk.selector, seconds)
+
+
+def _gather(job, selector, seconds):
+    """Let the first process take over what the others have ranked."""
+    folder, processes = job.stage.folder, range(distributed.size())
+    for number in processes[1:] if distributed.is_first() else ():
+        other, path = _new_selector(job, 0, "cpu"), folder / _state_file(number)
+        other.load_state_dict(checkpoint.load(path))
+        _, end = distributed.share(len(job.pool), job.config["batch_size"], number)
+        if other.position != end:
+            raise Failure(
+                f"{path} ends at image {other.position}, not {end}; score again with --overwrite"
+            )
+        selector.merge(other)
+    paths = [folder / _score_file(number) for number in processes]
+    files = [selection.ScoreFile(path, job.config["p"]) for path in paths]
+    return Scored(selector, files if job.config["save_scores"] else [], seconds)
+
+
+def _new_selector(job, start, device):
+    settings = {name: job.config[name] for name in ("strategy", "p", "k", "seed", "min_score")}
+    return Selector(len(job.teacher.classes), **settings, device=device, start=start)
+
+
+def _state_file(number):
+    return f"resume-{number}.pt" if number else "resume.pt"
+
+
+def _score_file(number):
+    return f"scores-{number}.bin"

@@ -1,0 +1,221 @@
+"""Steps 1, 3 and 4: follow a training, log it, save it, test once at the end."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+import distributed
+from data import Augment, Images, LabelledImages, LabelledSet, Normalise
+from engine import TrainState, accuracy, fit, predict
+from models import build_model
+from presets import Training
+
+from . import checkpoint, signals
+from .estimate import print_hours
+from .folder import STAGES
+from .lifetime import OpenStage, running
+
+LOOK_SECONDS = 1  # between two looks at a training: progress bar, signals
+SAVE_SECONDS = 120  # between two saves inside a long epoch
+EVALUATED = 512  # validation and test images at a time
+_SHOWN = 32  # training images in TensorBoard
+
+
+@dataclass
+class TrainingJob:
+    """A training stage with everything settled, before its folder is touched."""
+
+    stage: OpenStage
+    config: dict  # config.json, see folder.config_of
+    recipe: Training
+    labelled: LabelledSet  # for its class names and its test images
+    val: LabelledImages
+    images: Images  # the training examples, (N,S,S,3)
+    labels: torch.Tensor  # (N,) int64, true or pseudo-labels
+    weights: dict | None = None  # a state_dict to start from
+    weights_source: str = ""  # where it came from, for an error
+
+    @property
+    def classes(self):
+        return self.labelled.classes
+
+    @property
+    def images_to_process(self):
+        return self.recipe.epochs * self.recipe.passes * len(self.labels)
+
+
+def run(job, device, open_board):
+    """Train, log, save, test; -> the content of result.json.  Writes to the stage's folder.
+
+    open_board: report.board.Board
+    """
+    if job.config["preset"] == "cifar100" and device.type == "cpu":
+        print_hours(job.recipe, len(job.classes), job.config["input_size"], job.images_to_process)
+    check_batches(job.recipe, len(job.labels))
+    path = job.stage.folder / "resume.pt"
+    saved = checkpoint.load(path) if job.stage.saved and path.exists() else None
+    state = _initial_state(job, device)
+    if saved:
+        state.load_state_dict(saved["fit"])
+    normalise = Normalise(*job.config["normalisation"].values(), device)
+    recipe = job.recipe
+    augment = Augment(normalise, recipe.augment, len(job.classes), recipe.mixup, recipe.cutmix)
+
+    with running(job.stage, job.config, open_board, state.epoch) as log:
+        images = job.images.to(device)
+        with signals.saving_first():
+            metrics, seconds = train_and_log(job, log, state, images, augment, saved)
+        logits, features = test(state.network, job.labelled.test.images, normalise)
+        result = _result(job, state.network, logits, metrics, seconds)
+        if log:
+            test, classes = job.labelled.test, job.classes
+            log.board.test_results(logits, test.labels, classes, job.recipe.epochs)
+            log.board.test_features(features, test.labels, test.images, classes)
+            _publish(job, log, state.network, result)
+    return result
+
+
+def check_batches(recipe, count):
+    """ValueError when some process would have fewer than two images of a batch, the least that
+    batch norm takes.  count: training examples
+    """
+    images, processes = count * recipe.passes, distributed.size()
+    least = images // math.ceil(images / recipe.batch_size)
+    if processes > 1 and least < 2 * processes:
+        raise ValueError(
+            f"a batch of {least} images cannot be shared by {processes} processes, two images each "
+            f"at least; start fewer, or raise --batch-size (now {recipe.batch_size})"
+        )
+
+
+def _initial_state(job, device):
+    """The network before its first step, and what trains it."""
+    seed = 1000 * job.config["seed"] + list(STAGES).index(job.stage.name)  # no two stages alike
+    torch.manual_seed(seed)
+    model = build_model(job.recipe.model, len(job.classes))
+    if job.weights is not None:
+        checkpoint.start_from(model, job.weights, job.weights_source)
+    model.to(device, memory_format=torch.channels_last)
+    return TrainState(model, job.recipe, seed)
+
+
+def train_and_log(job, log, state, images, augment, saved):
+    """Follow `fit`: a line and a save an epoch, and a save every SAVE_SECONDS.
+
+    log: StageLog, None but in the first process;  saved: the content of resume.pt, or None
+    -> the last epoch's metrics, and the seconds spent in all
+    """
+    spent, metrics = (saved["seconds"], saved["metrics"]) if saved else (0.0, {})
+    began = last_save = epoch_began = time.monotonic()
+    epoch_from = state.images
+    clock = distributed.Clock(LOOK_SECONDS, state.step)
+    to_show = log if job.stage.saved is None else None
+    bar = tqdm(
+        total=job.images_to_process, initial=state.images, unit="img", unit_scale=True,
+        disable=None, desc=job.stage.name,
+    )  # fmt: skip
+    for _ in fit(state, images, job.labels, augment):
+        epoch_ends = state.batch == 0
+        if not (clock.over(state.step) or epoch_ends):
+            continue
+        numbers = state.metrics()  # waits for the device
+        bar.update(state.images - bar.n)
+        bar.set_postfix(epoch=state.epoch, loss=f"{numbers['train_loss']:.3f}", refresh=False)
+        if to_show:  # now, so that drawing does not delay the start
+            _show_batch(job, to_show.board, images, augment)
+            to_show = None
+        if epoch_ends:
+            seconds = time.monotonic() - epoch_began
+            logits = evaluate(state.network, job.val.images, augment.normalise)
+            top1, top5 = accuracy(logits, job.val.labels)
+            metrics = {"epoch": state.epoch, **numbers, "val_top1": top1, "val_top5": top5}
+            rate = (state.images - epoch_from) / seconds
+            if log:
+                log.epoch({**metrics, "seconds": seconds, "images_per_second": rate})
+            epoch_began, epoch_from = time.monotonic(), state.images
+        # Asked once: a signal after this belongs to the next look.  All processes stop together.
+        signum = distributed.largest(signals.interruption() or 0)
+        overdue = distributed.largest(time.monotonic() - last_save) > SAVE_SECONDS
+        if epoch_ends or overdue or signum:
+            whole = {"fit": state.state_dict(), "metrics": metrics}
+            whole["seconds"] = spent + time.monotonic() - began
+            if log:
+                checkpoint.save(whole, job.stage.folder / "resume.pt")
+            last_save = time.monotonic()
+        if signum:
+            distributed.wait()  # torchrun ends the others once one has left
+            signals.stop(bar, job.stage.folder, signum)
+    bar.close()
+    return metrics, spent + time.monotonic() - began
+
+
+def evaluate(network, images, prepare):
+    """Logits (N,C) on the CPU, whatever the number of processes; each predicts its share."""
+    distributed.same_(network.buffers())  # each process's batch norm has seen its own share
+    first, last = distributed.share(len(images), EVALUATED)
+    logits = torch.zeros(len(images), network.fc.out_features)
+    for start, chunk in predict(network, images, prepare, EVALUATED, first, last):
+        logits[start : start + len(chunk)] = chunk.cpu()
+    return distributed.total_(logits)
+
+
+def test(network, images, prepare):
+    """The test set is read here, once: -> logits (N,C), features before the last layer (N,D)."""
+    inputs = []
+    hook = network.fc.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().cpu()))
+    logits = evaluate(network, images, prepare)
+    hook.remove()
+    features = torch.zeros(len(images), network.fc.in_features)
+    first, last = distributed.share(len(images), EVALUATED)
+    features[first:last] = torch.cat([features[:0], *inputs])
+    return logits, distributed.total_(features)
+
+
+def _result(job, network, logits, metrics, seconds):
+    """result.json of a training stage."""
+    top1, top5 = accuracy(logits, job.labelled.test.labels)
+    return {
+        "stage": job.stage.name,
+        "dataset": job.config["dataset"],
+        "model": job.recipe.model,
+        "seed": job.config["seed"],
+        "num_parameters": sum(p.numel() for p in network.parameters()),
+        "images_processed": job.images_to_process,
+        "val_top1": round(metrics["val_top1"], 4),
+        "test_top1": round(top1, 4),
+        "test_top5": round(top5, 4),
+        "seconds": round(seconds, 2),
+        "images_per_second": round(job.images_to_process / seconds, 2),
+    }
+
+
+def _publish(job, log, network, result):
+    """Write model.pt, then hparams and result.json."""
+    mean, std = job.config["normalisation"].values()
+    parent = job.config["parent"]
+    metrics = {name: result[name] for name in ("val_top1", "test_top1", "test_top5")}
+    checkpoint.save_model(
+        job.stage.folder / "model.pt",
+        checkpoint.Checkpoint(
+            network, job.recipe.model, list(job.classes), mean, std, job.config["input_size"],
+            metrics, parent and {name: parent[name] for name in ("stage", "sha256")},
+        ),
+    )  # fmt: skip
+    names = ("stage", "preset", "dataset", "seed", "labels_per_class", "input_size")
+    log.finish(result, {name: job.config[name] for name in names} | job.config["training"])
+
+
+def _show_batch(job, board, images, augment):
+    """Training images as the network sees them: augmented, normalisation undone."""
+    torch.manual_seed(0)
+    index = torch.linspace(0, len(job.labels) - 1, min(_SHOWN, len(job.labels))).long()
+    device = augment.normalise.mean.device
+    batch = images[index.to(images.device)].to(device)
+    batch, _ = augment(batch, job.labels[index].to(device))
+    mean, std = map(torch.tensor, job.config["normalisation"].values())
+    pixels = (batch.cpu().permute(0, 2, 3, 1) * std + mean).clamp(0, 1) * 255
+    names = [job.classes[label] for label in job.labels[index]]
+    board.training_batch(pixels.to(torch.uint8).numpy(), names)
