@@ -10,32 +10,34 @@ need torch and torchvision and nothing else.
 
 import importlib.util
 import pathlib  # not Path itself: torch.hub would list that class as an entry point
+import re
 import sys
 
 dependencies = ["torch", "torchvision"]
 
 
-def _own_package():
-    """This repository's `models`, under a private name: the caller may own another `models`."""
-    name = "_billion_scale_ssl_models"
-    init = pathlib.Path(__file__).parent / "models" / "__init__.py"
-    loaded = sys.modules.get(name)
-    if loaded is None or pathlib.Path(loaded.__file__) != init:  # the same classes in a second load
-        for stale in [m for m in sys.modules if m == name or m.startswith(name + ".")]:
-            del sys.modules[stale]
+def _own_models():
+    """This repository's models, models.hub and models.weights.
+
+    They are loaded under a private name, because the caller may have a package `models` too.  The
+    name tells the folder: a second load of the same repository gives the same classes.
+    """
+    folder = pathlib.Path(__file__).resolve().parent / "models"
+    name = "_models_in_" + re.sub(r"\W", "_", str(folder.parent))
+    if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(
-            name, init, submodule_search_locations=[str(init.parent)]
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
-        sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-    return loaded, *(importlib.import_module(f"{name}.{part}") for part in ("hub", "weights"))
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return [importlib.import_module(name + part) for part in ("", ".hub", ".weights")]
 
 
-_models, _hub, _weights = _own_package()
+_models, _hub, _weights = _own_models()
 
 
 def _published(name):
-    """The entry point of one of the published models."""
+    """The entry point of one of the paper's models."""
     facts = _hub.ZOO[name]
     parameters, multiply_adds = _hub.SIZES[facts.network]
 
@@ -60,7 +62,7 @@ def _published(name):
     pretrained (bool): load the published weights, downloaded once into torch.hub's folder and
         checked by their hash; False builds the network with random weights, offline
     progress (bool): show the download's progress on stderr
-    num_classes (int): another number than 1000 replaces the last layer by a random one
+    num_classes (int): any number but 1000 replaces the last layer by a random one
 
     Raises ConnectionError when the download fails or brings another file than the published one.
     """
@@ -78,8 +80,8 @@ def _own(network):
                     f"(weights=PATH)"
                 )
             return _models.build_model(network, num_classes or 1000)
-        url = str(weights).startswith(("https://", "http://"))
-        state = _hub.fetch(str(weights), progress) if url else _weights.load(weights)
+        is_url = str(weights).startswith(("https://", "http://"))
+        state = _hub.weights_from_url(weights, progress) if is_url else _weights.load(weights)
         exported = _weights.rebuild(state, weights)
         if state["arch"]["name"] != network:
             raise ValueError(

@@ -6,8 +6,8 @@ resnet18 ... resnext101_32x16d   torchvision's classes with the ImageNet stem (7
 resnet18-cifar ...               the same with a 3x3 stride-1 stem and no pooling, for 32 px
 resnet8 ... resnet110, -wN       small networks for CPUs, width 16 or N (models/small_resnet.py)
 
-`models/hub.py` has the table of published weights and their download, `models/weights.py` reads
-weights and fits them to a network.
+models/hub.py has the table of published weights, models/download.py downloads them (and the data
+sets), models/weights.py reads weights and fits them to a network.
 """
 
 from functools import partial
@@ -34,8 +34,10 @@ _SMALL += [(depth, width) for depth in (8, 14, 20) for width in (24, 32, 64)]
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that leaves autocast: bf16 has 8 significant bits, and logits rounded to them
-    would tie many of the scores that step 2 ranks by.  Same state_dict as nn.Linear.
+    """A linear layer that computes in float32, also under autocast.
+
+    bf16 has 8 significant bits: logits rounded to them would give many images the same score, and
+    step 2 ranks by the scores.  The state_dict is nn.Linear's.
     """
 
     def forward(self, x):
@@ -47,8 +49,8 @@ def _torchvision_resnet(name, stem, num_classes):
     block, layers, groups, width = _TORCHVISION[name]
     model = ResNet(block, layers, num_classes, groups=groups, width_per_group=width)
     if stem == "cifar":
-        # A 32 px image keeps its 32 x 32 positions until the second group; the ImageNet stem would
-        # leave 8 x 8 of them before the first block.
+        # A 32 px image keeps its 32 x 32 positions until the second group.  The ImageNet stem would
+        # reduce them to 8 x 8 before the first block.
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()

@@ -1,33 +1,27 @@
-"""Published ImageNet weights by name: the zoo's table, and their download.
+"""Published ImageNet weights by name: the table, and their download.
 
 The semi-supervised (ssl) and semi-weakly supervised (swsl) models of Yalniz et al. 2019 come from
 facebookresearch/semi-supervised-ImageNet1K-models; LICENCE says what they may be used for.  The
 `_imagenet` ones are torchvision's.  All expect inputs normalised with ImageNet's mean and standard
-deviation.
+deviation.  docs/zoo.md shows the table to readers.
 """
 
-import errno
-import hashlib
-import http.client
-import pickle
-import re
-import socket
-import threading
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torchvision
 
+from .download import download_once
+from .weights import load
+
 URL = "https://dl.fbaipublicfiles.com/semiweaksupervision/model_files/"
 LICENCE = "CC-BY-NC 4.0"  # of the ssl and swsl weights: no commercial use
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUPERVISION = {"ssl": "semi-supervised", "swsl": "semi-weakly supervised"}
-ANSWER_SECONDS = 12  # to wait for a first answer, name look-up included
-STALL_SECONDS = 8  # to wait for the next bytes
 
-# network -> parameters, multiply-adds at 224 px; counted, unlike the published table's (README.md)
+# network -> parameters, multiply-adds at 224 px; counted by a test, because the published ones are
+# wrong in places (docs/zoo.md)
 SIZES = {
     "resnet18": (11_689_512, 1_814_073_344),
     "resnet50": (25_557_032, 4_089_184_256),
@@ -38,8 +32,8 @@ SIZES = {
 }
 
 
-class Published(NamedTuple):
-    """One of the twelve.  Accuracies are percent on ImageNet's validation images."""
+class PaperModel(NamedTuple):
+    """One of the paper's twelve models.  Accuracies: percent of ImageNet's validation images."""
 
     network: str
     kind: str  # ssl or swsl
@@ -51,11 +45,12 @@ class Published(NamedTuple):
 
     @property
     def old_name(self):
-        """timm's until version 0.8, such as ssl_resnet50."""
+        """timm's former name, such as ssl_resnet50; timm still takes it."""
         return f"{self.kind}_{self.network}"
 
     @property
     def timm_name(self):
+        """timm's name, such as resnet50.fb_ssl_yfcc100m_ft_in1k."""
         data = {"ssl": "fb_ssl_yfcc100m", "swsl": "fb_swsl_ig1b"}[self.kind]
         return f"{self.network}.{data}_ft_in1k"
 
@@ -75,22 +70,22 @@ _ROWS = [
     ("resnext101_32x8d", "swsl", "resnext101_32x8-b4712904", 84.3, 97.2, 84.27, 97.17),
     ("resnext101_32x16d", "swsl", "resnext101_32x16-f3559a9c", 84.8, 97.4, 83.34, 96.84),
 ]
-ZOO = {
-    f"{network}_{kind}": Published(network, kind, f"{_PREFIX[kind]}_{file}.pth", *accuracies)
+ZOO = {  # hub name, such as resnet50_ssl -> one of the paper's twelve
+    f"{network}_{kind}": PaperModel(network, kind, f"{_PREFIX[kind]}_{file}.pth", *accuracies)
     for network, kind, file, *accuracies in _ROWS
 }
 _TORCHVISION = (
     "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d"
 )  # fmt: skip
-HUB = {name: one.network for name, one in ZOO.items()}  # hub name -> network name
+HUB = {name: one.network for name, one in ZOO.items()}  # every hub name -> its network's name
 HUB |= {f"{name}_imagenet": name for name in _TORCHVISION}
 _ALIASES = {other: name for name, one in ZOO.items() for other in (one.old_name, one.timm_name)}
 
 
-def find(name):
-    """The hub name behind a hub name, one of timm's or one of timm's old ones.
+def hub_name(name):
+    """The key of HUB that `name` means: itself, or for one of timm's names, old or new, ours.
 
-    Raises ValueError for any other.
+    Raises ValueError for any other name.
     """
     name = _ALIASES.get(name, name)
     if name not in HUB:
@@ -101,17 +96,21 @@ def find(name):
     return name
 
 
-def zoo_name(weights):
-    """The hub name of the one of the twelve that a name, or the path of its file, stands for, or
-    None."""
+def name_in_zoo(weights):
+    """The key of ZOO for weights given by any of their names or as the path of their file.
+
+    None for weights that are not one of the paper's twelve.
+    """
     name = _ALIASES.get(str(weights), str(weights))
     files = {one.file: name for name, one in ZOO.items()}
     return name if name in ZOO else files.get(Path(weights).name)
 
 
 def evaluation_size(name):
-    """How the weights' accuracy was measured: -> the shorter side to resize to, the middle square
-    to cut from that; pixels."""
+    """How the accuracy of the weights behind a hub name was measured: two lengths in pixels.
+
+    -> the shorter side an image is resized to, the side of the middle square cut from that
+    """
     if name in ZOO:
         return 256, 224
     transforms = _torchvision_weights(name).transforms()
@@ -124,83 +123,23 @@ def categories():
 
 
 def hub_weights(name, progress=True):
-    """The state_dict behind a hub name: see `fetch` for the rest.  ValueError for another name."""
-    name = find(name)
-    return fetch(URL + ZOO[name].file if name in ZOO else _torchvision_weights(name).url, progress)
+    """The state_dict behind a name that `hub_name` knows.
+
+    Raises ValueError for another name, and whatever `weights_from_url` raises.
+    """
+    name = hub_name(name)
+    url = URL + ZOO[name].file if name in ZOO else _torchvision_weights(name).url
+    return weights_from_url(url, progress)
+
+
+def weights_from_url(url, progress=True):
+    """The content of a file of tensors, downloaded once into torch.hub's folder; runs no code.
+
+    Arguments and errors are those of `download.download_once`; ValueError also for a file of
+    anything else than tensors and plain types.
+    """
+    return load(download_once(url, Path(torch.hub.get_dir(), "checkpoints"), progress))
 
 
 def _torchvision_weights(name):
     return torchvision.models.get_model_weights(HUB[name]).DEFAULT
-
-
-def fetch(url, progress=True):
-    """The content of a file of tensors, downloaded once into torch.hub's folder, read safely.
-
-    url: its last part ends in -<the first digits of its sha256>.pth, which is checked each time
-    progress: whether to show a bar on stderr
-    Raises ConnectionError when the download fails or brings another file, and keeps nothing of it;
-    ValueError for an earlier download that is damaged, a file of anything else than tensors and
-    plain types, or a URL without a hash.
-    """
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
-    if not re.search(r"-[a-f0-9]{8,64}\.", path.name):
-        raise ValueError(f"{url} does not end in -<sha256>.pth, by which a download is checked")
-    if path.exists():
-        _check_hash(path)
-    else:
-        _require_answer(url, path.parent)
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_SECONDS)  # torch.hub sets none
-    try:
-        return torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", progress=progress, check_hash=True, weights_only=True
-        )
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is no file of tensors and plain types; do not use it") from error
-    except RuntimeError as error:
-        raise ConnectionError(
-            f"{url} sent a truncated or altered file ({error}); nothing of it was kept, try again"
-        ) from error
-    except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.ENOSPC:
-            raise  # the disk's fault, not the network's
-        raise _unreachable(url, path.parent, error) from error
-    finally:
-        socket.setdefaulttimeout(timeout)
-
-
-def _check_hash(path):
-    expected = re.search(r"-([a-f0-9]{8,64})\.", path.name).group(1)
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if not found.startswith(expected):
-        raise ValueError(
-            f"{path} is damaged: its sha256 begins with {found[:8]} instead of {expected}; "
-            f"delete it, and it is downloaded again"
-        )
-
-
-def _require_answer(url, folder):
-    """Raises ConnectionError unless the address answers within ANSWER_SECONDS.
-
-    On a thread of its own: no socket timeout covers the look-up of a name, nor the sum over a
-    host's several addresses.
-    """
-    failure = [f"no answer within {ANSWER_SECONDS} s"]
-
-    def ask():
-        try:
-            with urllib.request.urlopen(url, timeout=ANSWER_SECONDS):
-                failure.clear()
-        except Exception as error:  # any failure is an answer to report, on the caller's thread
-            failure[0] = error
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_SECONDS)
-    for reason in list(failure):  # a copy: the thread may still be running
-        raise _unreachable(url, folder, reason)
-
-
-def _unreachable(url, folder, reason):
-    return ConnectionError(f"cannot download {url} ({reason}); put the file into {folder}")

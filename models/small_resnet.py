@@ -1,8 +1,8 @@
 """Small residual networks for 32 x 32 images, after He et al. 2015 (arXiv 1512.03385, section 4.2).
 
 Depth 6n+2: a 3x3 stem, three groups of n two-layer blocks at 32, 16 and 8 pixels with w, 2w and
-4w channels, global average pooling, one linear layer.  He's own networks have w = 16; a wider one
-learns more from each image at a quadratic price.
+4w channels, global average pooling, one linear layer.  He's own networks have w = 16; twice the
+width costs about four times the arithmetic.
 """
 
 import torch.nn.functional as F
@@ -10,9 +10,10 @@ from torch import nn
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut; `stride` 2 halves the image.
+    """Two 3x3 convolutions beside a shortcut; `stride` 2 halves the image.
 
-    Where the shape changes the shortcut is a 1x1 convolution (He's option B, as in torchvision).
+    x (B,channels_in,H,W) -> (B,channels,H/stride,W/stride).  Where the shape changes, the shortcut
+    is a 1x1 convolution (He's option B, as in torchvision).
     """
 
     def __init__(self, channels_in, channels, stride):
@@ -36,8 +37,7 @@ class Block(nn.Module):
 class SmallResNet(nn.Module):
     """images (B,3,H,W), normalised float -> logits (B,num_classes).
 
-    `depth` is 6n+2 (8, 14, 20, 32, ...), else ValueError; `width` is the channel count of the first
-    group.
+    depth: layers, 6n+2 (8, 14, 20, 32, ...), else ValueError;  width: channels of the first group
     """
 
     def __init__(self, depth, width, num_classes):

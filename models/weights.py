@@ -1,7 +1,7 @@
 """Weights from files: read without running code, fitted to a network.
 
-Here and not in checkpoint.py because hubconf.py, which has to work where only torch and
-torchvision are installed, imports this package and nothing else of the project.
+It stands here because hubconf.py needs it, which imports nothing else of the project: it has to
+work where only torch and torchvision are installed.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 
 from . import build_model
 
-FORMAT = 1  # of model.pt, see checkpoint.save_model
+FORMAT = 1  # of model.pt; save_model writes it, `rebuild` checks it
 _KEYS = ("state_dict", "model")  # where training programs keep the weights in their checkpoints
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each name
 
@@ -18,7 +18,8 @@ _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put
 def load(path, device="cpu"):
     """Read a file of tensors and plain types; runs no code from it.
 
-    Raises FileNotFoundError, or ValueError for a file that is truncated or no such file.
+    Raises FileNotFoundError where no file is; ValueError for a truncated file, or one of another
+    kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -27,7 +28,7 @@ def load(path, device="cpu"):
         return torch.load(path, map_location=device, weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # the unpickler trusts the file: damage raises a dozen kinds
+    except Exception as error:  # the unpickler trusts the file: damage raises errors of many kinds
         raise ValueError(
             f"{path} is truncated or not a checkpoint of tensors and plain types "
             f"({type(error).__name__}); make it anew or name another file"
@@ -35,9 +36,9 @@ def load(path, device="cpu"):
 
 
 def rebuild(state, source):
-    """The network that a model.pt or an exported file describes, with its weights.
+    """Build the network that a model.pt or an exported file describes, with its weights.
 
-    state: the file's content; source: its name, for the error.
+    state: the file's content;  source: its name, for the error
     Raises ValueError for any other content.
     """
     if not isinstance(state, dict) or not {"format", "arch", "state_dict"} <= state.keys():
@@ -55,20 +56,20 @@ def rebuild(state, source):
 
 
 def start_from(model, weights, source):
-    """Load weights into `model`, all of them but a head of another class count.
+    """Load weights into `model`; a head (the last layer) of another class count keeps its own.
 
     weights: tensors by name, alone or under "state_dict" (model.pt, timm) or "model" (torchvision's
     references), their names with or without the prefixes of DataParallel and torch.compile
     source: where they come from, for the error
-    Returns whether the head was replaced.  Raises ValueError for weights of another architecture.
+    -> whether the head kept its own weights.  Raises ValueError for weights of another network.
     """
     weights = _tensors_by_name(weights, source)
     own = model.state_dict()
-    # Files from before torch 0.4.1 lack these counters, and torch itself lets them.
+    # Files from before torch 0.4.1 lack these counters; torch's load_state_dict accepts that too.
     weights = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")} | weights
     head = [name for name in ("fc.weight", "fc.bias") if name in weights]
-    replaced = any(weights[name].shape != own[name].shape for name in head)
-    if replaced:
+    other_head = any(weights[name].shape != own[name].shape for name in head)
+    if other_head:
         weights = {**weights, **{name: own[name] for name in head}}
     wrong = sorted(set(own) ^ set(weights))
     wrong += sorted(n for n in set(own) & set(weights) if own[n].shape != weights[n].shape)
@@ -78,10 +79,11 @@ def start_from(model, weights, source):
             f"(such as {wrong[0]}); choose the --model that it was made with"
         )
     model.load_state_dict(weights)
-    return replaced
+    return other_head
 
 
 def _tensors_by_name(content, source):
+    """The dict of tensors in a checkpoint, its names without a wrapper's prefix."""
     for key in _KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
