@@ -1,0 +1,84 @@
+"""What predict.py shows: a table with bars, JSON, pictures for TensorBoard."""
+
+import json
+import os
+import sys
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+BAR = 24  # characters of a bar of 100 %
+PER_FIGURE = 64  # pictures
+
+
+class Prediction(NamedTuple):
+    """What a network sees in an image; of an unreadable image only the name and the error."""
+
+    name: str  # printable
+    picture: np.ndarray | None  # uint8 (S, S, 3), as the network saw it
+    best: list | None  # [(class, probability)], falling
+    error: str | None
+
+
+def printable(path):
+    """A path as text that a terminal and JSON can take, other characters as backslash escapes."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_table(predictions):
+    """Print the best classes with bars, broken images on stderr.  -> the number classified"""
+    classified, encoding = 0, sys.stdout.encoding or "utf-8"
+    for one in predictions:
+        if one.error:
+            print(f"{one.name}: {one.error}", file=sys.stderr, flush=True)
+            continue
+        classified += 1
+        width = max(len(printable(name)) for name, _ in one.best)
+        lines = [f"  {printable(name):<{width}} {100 * p:6.2f} %  {bar(p)}" for name, p in one.best]
+        text = "\n".join([one.name, *lines])
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    return classified
+
+
+def bar(share):
+    """`share`, 0 to 1, as a bar; of # where the output takes no block characters."""
+    if not (sys.stdout.encoding or "utf-8").lower().startswith("utf"):
+        return "#" * round(BAR * share)
+    whole, eighths = divmod(round(8 * BAR * share), 8)
+    return "\N{FULL BLOCK}" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
+
+
+def print_json(predictions):
+    """Print an array, object by object.  -> the number classified"""
+    classified, separator = 0, "["
+    for one in predictions:
+        if one.error:
+            found = {"error": one.error}
+        else:
+            found = {"predictions": [{"class": c, "probability": p} for c, p in one.best]}
+            classified += 1
+        print(separator, json.dumps({"image": one.name, **found}), sep="\n", end="", flush=True)
+        separator = ","
+    print("\n]")
+    return classified
+
+
+def with_board(predictions, folder, name):
+    """Passes the predictions on and draws the pictures among them for TensorBoard."""
+    from torch.utils.tensorboard import SummaryWriter  # here: these two take long to import
+
+    import figures
+
+    with SummaryWriter(str(folder)) as board:
+        drawn = 0
+        while some := list(islice(predictions, PER_FIGURE)):
+            good = [one for one in some if not one.error]
+            if good:
+                titles = [f"{printable(one.best[0][0])} {one.best[0][1]:.0%}" for one in good]
+                heading = f"Predictions of {name}"
+                figure = figures.image_batch([x.picture for x in good], titles, heading=heading)
+                board.add_figure(f"predictions/{drawn + 1} to {drawn + len(good)}", figure)
+                drawn += len(good)
+            yield from some
