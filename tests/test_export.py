@@ -103,7 +103,9 @@ def test_it_loads_from_a_url_by_its_hash(published, tmp_path, monkeypatch):
     assert os.listdir(tmp_path / "hub" / "checkpoints") == [published[0].name]
 
 
-def test_every_other_script_takes_it(published, folder_run, stage_flags, step, tmp_path, quick):
+def test_every_other_script_takes_it(
+    publish, published, folder_run, stage_flags, step, tmp_path, quick
+):
     weights, run = published[0], tmp_path / "run"
     flags = ("--weights", weights, "--learning-rate", "1e-30", "--epochs", "1")
     assert step("teacher", run, *stage_flags["teacher"], *flags) == 0
@@ -115,12 +117,9 @@ def test_every_other_script_takes_it(published, folder_run, stage_flags, step, t
     assert step("samples", run, *flags) == 0
     assert step("student", run, *stage_flags["student"]) == 0
     assert step("finetuned", run, *stage_flags["finetuned"]) == 0
-    card = export.model_card(
-        export.lineage(run / "finetuned"),
-        torch.load(run / "finetuned" / "model.pt", weights_only=True),
-        weights,
-        "MIT",
-    )
+    shutil.rmtree(tmp_path / "out")
+    assert publish(run / "finetuned", tmp_path / "out")[0] == 0
+    card = next((tmp_path / "out").glob("*.md")).read_text()
     assert "The teacher was not at hand" in card and str(tmp_path) not in card
 
 
