@@ -1,18 +1,28 @@
 """The numbers that describe a selection, against a selection small enough to count by hand."""
 
 import numpy as np
+import pytest
+from scipy.stats import binomtest
 
-from diagnostics import compare, describe
+from report.diagnostics import (
+    SelectedRows,
+    label_quality,
+    rank_bin,
+    selection_facts,
+    wilson_interval,
+)
 
 # Three classes, K = 10: class 0 keeps ten images, class 1 five, class 2 none.
 LABEL = np.array([0] * 10 + [1] * 5)
 RANK = np.array([*range(1, 11), *range(1, 6)])
 SCORE = np.concatenate([np.linspace(1, 0.1, 10), np.linspace(0.5, 0.1, 5)]).astype(np.float32)
 POSITION = np.array([*range(10), 0, 1, 20, 21, 22])  # images 0 and 1 stand for both classes
+TRUTH = np.array([0] * 9 + [2] + [0, 1, 1, -1, 1])  # one row of unknown truth
+ROWS = SelectedRows(POSITION, LABEL, SCORE, RANK, TRUTH)
 
 
 def test_fill_overlap_and_scores():
-    numbers = describe(POSITION, LABEL, SCORE, RANK, 3, 10)
+    numbers = selection_facts(ROWS, 3, 10)
     assert (numbers["selected"], numbers["unique_images"]) == (15, 13)
     assert (numbers["unfilled"], numbers["classes_below_k"]) == (15, 2)
     assert numbers["multi_label_percent"] == round(100 * 2 / 13, 4)
@@ -24,18 +34,18 @@ def test_fill_overlap_and_scores():
 
 
 def test_a_rank_that_no_class_has_is_null():
-    scores = describe(POSITION[10:], LABEL[10:], SCORE[10:], RANK[10:], 3, 10)["score_by_rank"]
+    rows = SelectedRows(*(column[10:] for column in ROWS))
+    scores = selection_facts(rows, 3, 10)["score_by_rank"]
     assert scores["q50"][5] is not None and scores["q50"][6:] == [None] * 5
 
 
 def test_more_rows_than_k_in_a_class_leave_the_other_places_unfilled():
-    numbers = describe(POSITION, LABEL, SCORE, RANK, 3, 6)  # unbalanced selections have such
+    numbers = selection_facts(ROWS, 3, 6)  # unbalanced selections have such
     assert numbers["unfilled"] == 18 - 6 - 5
 
 
 def test_accuracy_and_coverage_by_class_and_rank():
-    truth = np.array([0] * 9 + [2] + [0, 1, 1, -1, 1])  # one row of unknown truth
-    numbers = compare(LABEL, RANK, truth, np.array([18, 6, 4]), 10)
+    numbers = label_quality(ROWS, np.array([18, 6, 4]), 10)
     assert numbers["pseudo_label_accuracy"] == round(100 * 12 / 14, 4)
     assert numbers["per_class_accuracy"] == [90.0, 75.0, None]
     assert numbers["per_class_coverage"] == [50.0, 50.0, 0.0]
@@ -45,4 +55,41 @@ def test_accuracy_and_coverage_by_class_and_rank():
 
 
 def test_nothing_is_said_of_right_and_wrong_without_the_truth():
-    assert compare(LABEL, RANK, np.full(15, -1), np.zeros(3, int), 10) == {}
+    rows = ROWS._replace(truth=np.full(15, -1))
+    assert label_quality(rows, np.zeros(3, int), 10) == {}
+
+
+def test_bins_of_ranks():
+    assert rank_bin(np.arange(1, 8), 5, 5).tolist() == [0, 1, 2, 3, 4, 4, 4]
+    assert rank_bin(np.array([1, 50, 51, 100, 951, 1000]), 1000, 20).tolist() == [
+        0,
+        0,
+        1,
+        1,
+        19,
+        19,
+    ]
+
+
+# Newcombe 1998, Statistics in Medicine 17, table I, method 3.
+@pytest.mark.parametrize(
+    ("right", "seen", "low", "high"),
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilsons_interval_as_published(right, seen, low, high):
+    assert np.round(wilson_interval(right, seen), 4).tolist() == [low, high]
+
+
+def test_wilsons_interval_agrees_with_scipys_and_contains_the_rate():
+    right, seen = np.array([0, 1, 5, 9, 10, 77, 1]), np.array([10, 10, 10, 10, 10, 100, 1])
+    low, high = wilson_interval(right, seen)
+    for i, (k, n) in enumerate(zip(right.tolist(), seen.tolist(), strict=True)):
+        wanted = binomtest(k, n).proportion_ci(method="wilson")
+        assert (low[i], high[i]) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+    assert (low >= 0).all() and (low <= right / seen).all()
+    assert (high >= right / seen).all() and (high <= 1).all()

@@ -1,26 +1,36 @@
 """What a selection looks like in numbers: how full, how sure, how right."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 TENTHS = 10  # of K: the steps in rank that scores and accuracy are given for
 
 
-def describe(position, label, score, rank, num_classes, k):
-    """Fill, overlap and scores of a selection, as a part of result.json.
+class SelectedRows(NamedTuple):
+    """The rows of a selection, M of them, by label, then rank."""
 
-    position, label, rank (from 1): int64 (M,); score: float32 (M,), of the selection's rows
+    position: np.ndarray  # int64, of the image in the pool
+    label: np.ndarray  # int64
+    score: np.ndarray  # float32
+    rank: np.ndarray  # int64, from 1
+    truth: np.ndarray  # int64, -1 where the true class is unknown
+
+
+def selection_facts(rows, num_classes, k):
+    """Fill, overlap and scores of SelectedRows, as a part of result.json.
 
     unfilled             places of the C x K that no candidate took
     multi_label_percent  of the images kept, those kept by several classes
     score_by_rank        the 10, 50 and 90 % quantiles over the classes of the score at ranks
                          1, K/10, 2K/10, ..., K; null where no class has that rank
     """
-    counts = np.bincount(label, minlength=num_classes)
-    _, labels_of_image = np.unique(position, return_counts=True)
+    counts = np.bincount(rows.label, minlength=num_classes)
+    _, labels_of_image = np.unique(rows.position, return_counts=True)
     ranks = [max(1, k * tenth // TENTHS) for tenth in range(TENTHS + 1)]
-    at_rank = [score[rank == number] for number in ranks]
+    at_rank = [rows.score[rows.rank == number] for number in ranks]
     return {
-        "selected": len(position),
+        "selected": len(rows.position),
         "unique_images": len(labels_of_image),
         "unfilled": int(num_classes * k - np.minimum(counts, k).sum()),
         "classes_below_k": int((counts < k).sum()),
@@ -28,22 +38,21 @@ def describe(position, label, score, rank, num_classes, k):
         "score_by_rank": {
             "rank": ranks,
             **{
-                f"q{share}": [
-                    round(float(np.quantile(scores, share / 100)), 6) if len(scores) else None
+                f"q{percent}": [
+                    round(float(np.quantile(scores, percent / 100)), 6) if len(scores) else None
                     for scores in at_rank
                 ]
-                for share in (10, 50, 90)
+                for percent in (10, 50, 90)
             },
         },
         "per_class_counts": counts.tolist(),
     }
 
 
-def compare(label, rank, truth, true_counts, k):
-    """How right the pseudo-labels are where the truth is known; {} where it is known nowhere.
+def label_quality(rows, true_counts, k):
+    """How right the pseudo-labels of SelectedRows are; {} where no truth is known.
 
-    truth: int64 (M,), -1 for unknown;  true_counts: int64 (C,), entries of the pool known to be of
-    each class
+    true_counts: int64 (C,), entries of the pool known to be of each class
 
     pseudo_label_accuracy  percent of the rows of known truth
     per_class_accuracy     the same among the rows of each label
@@ -51,13 +60,13 @@ def compare(label, rank, truth, true_counts, k):
     accuracy_by_rank       of the ranks from `first_rank` on, a tenth of K each
     Null stands where there is nothing to divide by.
     """
-    known = truth >= 0
+    known = rows.truth >= 0
     if not known.any():
         return {}
-    label, rank, right = label[known], rank[known], truth[known] == label[known]
+    label, rank = rows.label[known], rows.rank[known]
+    right = rows.truth[known] == label
     classes = range(len(true_counts))
-    first = [k * tenth // TENTHS + 1 for tenth in range(TENTHS)]
-    tenth = np.minimum((rank - 1) * TENTHS // k, TENTHS - 1)
+    tenth = rank_bin(rank, k, TENTHS)
     hits = np.bincount(label[right], minlength=len(true_counts))
     return {
         "pseudo_label_accuracy": _percent(right),
@@ -69,10 +78,27 @@ def compare(label, rank, truth, true_counts, k):
             for number in classes
         ],
         "accuracy_by_rank": {
-            "first_rank": first,
+            "first_rank": [k * number // TENTHS + 1 for number in range(TENTHS)],
             "percent": [_percent(right[tenth == number]) for number in range(TENTHS)],
         },
     }
+
+
+def rank_bin(rank, k, bins):
+    """Which of `bins` equal parts of the ranks 1 to K each rank is in; ranks above K: the last."""
+    return np.minimum((rank - 1) * bins // k, bins - 1)
+
+
+def wilson_interval(right, seen):
+    """Wilson's 95 % interval for a rate: right of seen > 0 -> low, high, from 0 to 1.
+
+    Numbers or arrays of one shape.
+    """
+    rate, z = right / seen, 1.959964  # the normal distribution's 97.5 % quantile
+    middle = rate + z**2 / (2 * seen)
+    half = z * np.sqrt(rate * (1 - rate) / seen + z**2 / (4 * seen**2))
+    low, high = (middle - half) / (1 + z**2 / seen), (middle + half) / (1 + z**2 / seen)
+    return np.minimum(low, rate), np.maximum(high, rate)  # rounding may put 0 and 1 outside
 
 
 def _percent(flags):
