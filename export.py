@@ -13,16 +13,17 @@ a whole download from a broken one.
 import os
 from pathlib import Path
 
-import checkpoint
-import cli
-import runlog
 from models.download import sha256_of_file
 from models.weights import rebuild
 from report.model_card import TITLES, model_card
+from report.tables import print_table
+from stages import checkpoint, flags
+from stages.folder import read_json, read_stage, state_of
+from stages.program import program, working
 
 
 def parse(argv):
-    parser = cli.bare_parser(__doc__)
+    parser = flags.bare_parser(__doc__)
     parser.add_argument("stage", type=Path, metavar="STAGE", help="such as runs/cifar100/finetuned")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     parser.add_argument("--licence", default="MIT", help="of the weights, for the card; "
@@ -30,39 +31,39 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
-@cli.program
+@program
 def main(argv=None):
     args = parse(argv)
     stages = lineage(args.stage)
     content = checkpoint.load(stages[0].product)
     rebuild(content, stages[0].product)  # nothing is published that does not load
-    with cli.working():
+    with working():
         weights = write_weights(content, stages[0].config["dataset"], args.out)
         records = [(stage.config, stage.result) for stage in stages]
         text = model_card(weights.name, sha256_of_file(weights), content, records, args.licence)
         card = weights.with_suffix(".md")
         card.write_text(text, encoding="utf-8")
     rows = [("weights", weights), ("model card", card), ("bytes", f"{weights.stat().st_size:,}")]
-    cli.table(f"{args.stage} is published", rows)
+    print_table(f"{args.stage} is published", rows)
 
 
 def lineage(folder):
-    """The stage in `folder` and those it was made from, as far as they are at hand: [runlog.Stage].
+    """The FinishedStage in `folder` and those it was made from, as far as they are at hand.
 
     Raises FileNotFoundError for a folder without a finished stage, ValueError for a stage without a
     network or one whose parent has changed since.
     """
-    if runlog.state_of(folder) != "finished":
+    if state_of(folder) != "finished":
         raise FileNotFoundError(
             f"{folder} is no finished stage (no result.json); name one such as RUN/finetuned"
         )
-    name = runlog.read_json(folder / "config.json")["stage"]
+    name = read_json(folder / "config.json")["stage"]
     if name not in TITLES:
         raise ValueError(f"{folder} holds the stage {name}, which has no network; name another")
-    stages = [runlog.read_stage(folder, name)]
+    stages = [read_stage(folder, name)]
     while parent := stages[-1].config["parent"]:
         try:
-            stages.append(runlog.read_stage(stages[-1].folder / parent["path"], parent["stage"]))
+            stages.append(read_stage(stages[-1].folder / parent["path"], parent["stage"]))
         except FileNotFoundError:  # only some of the stages were kept
             break
     return stages

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import distributed
-from data import sha256_of_file
 from models import build_model
-from models.hub import HUB, LICENCE, MEAN, STD, find, hub_weights
+from models.download import sha256_of_file
+from models.hub import HUB, LICENCE, MEAN, STD, hub_name, hub_weights
 from presets import PRESETS, override
 from report import tables
 from report.board import Board
@@ -110,7 +110,7 @@ def starting_point(args, student):
     if path is None:
         return Start()
     if path in HUB or not Path(path).exists():
-        name = find(path)
+        name = hub_name(path)
         return Start(hub_weights(name), name, HUB[name], (list(MEAN), list(STD)))
     path = Path(path, "model.pt") if Path(path).is_dir() else path  # a stage's folder
     weights = checkpoint.load(path)

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 import distributed
-from data import LeakGuard, open_pool, selection, sha256_of_file
+from data import LeakGuard, open_pool, selection
+from models.download import sha256_of_file
 from presets import PRESETS
 from ranking import MAX_POSITION, STRATEGIES
 from report import diagnostics, tables

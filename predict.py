@@ -24,21 +24,22 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-import checkpoint
-import cli
-import runlog
 from data import Normalise, Unreadable, decode, fit_square, read_file
 from data.files import list_folder
 from engine import predict
 from models import build_model, hub, weights
 from report.predictions import Prediction, print_json, print_table, printable, with_board
+from stages import checkpoint, flags
+from stages.device import set_up_device
+from stages.folder import state_of
+from stages.program import Failure, program, working
 
 CHECKPOINT = Path("runs/cifar100/finetuned")
 BOARD = Path("runs/predictions")
 
 
 def parse(argv):
-    parser = cli.bare_parser(__doc__)
+    parser = flags.bare_parser(__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or pattern")
     source = parser.add_mutually_exclusive_group().add_argument
     source("--checkpoint", type=Path, default=CHECKPOINT, metavar="PATH",
@@ -46,33 +47,38 @@ def parse(argv):
     source("--hub", metavar="NAME", help=f"published weights: {', '.join(hub.HUB)}; those named "
            f"ssl and swsl are {hub.LICENCE}, not for commercial use")  # fmt: skip
     add = parser.add_argument
-    add("--topk", type=cli.number(int, 1), default=5, metavar="N", help="classes shown (default 5)")
+    add(
+        "--topk",
+        type=flags.number(int, 1),
+        default=5,
+        metavar="N",
+        help="classes shown (default 5)",
+    )
     add("--json", action="store_true", help="print a JSON array with an object for each image")
     add("--tensorboard", type=Path, nargs="?", const=BOARD, metavar="DIR",
         help=f"also write the pictures for TensorBoard (DIR: {BOARD})")  # fmt: skip
-    add("--batch-size", type=cli.number(int, 1), default=64, metavar="N",
+    add("--batch-size", type=flags.number(int, 1), default=64, metavar="N",
         help="images predicted at a time (default 64)")  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default auto")
-    parser.set_defaults(deterministic=False)
     return parser.parse_args(argv)
 
 
-@cli.program
+@program
 def main(argv=None):
     args = parse(argv)
-    device = cli.pick_device(args)
+    device = set_up_device(args.device)
     paths = find_images(args.images)
     if args.hub:
         classifier = published_classifier(hub.hub_name(args.hub), device)
     else:
         classifier = own_classifier(args.checkpoint, device)
-    with cli.working():
+    with working():
         predictions = classify(classifier, paths, args.topk, args.batch_size)
         if args.tensorboard:
             predictions = with_board(predictions, args.tensorboard, classifier.name)
         classified = (print_json if args.json else print_table)(predictions)
     if not classified:
-        raise cli.Failure(f"none of the {len(paths)} images could be read")
+        raise Failure(f"none of the {len(paths)} images could be read")
 
 
 # --- the images ---------------------------------------------------------------------------------
@@ -121,7 +127,7 @@ def own_classifier(path, device):
     """
     file = path
     if path.is_dir() or not path.exists():
-        if runlog.state_of(path) != "finished":
+        if state_of(path) != "finished":
             raise FileNotFoundError(
                 f"{path} is no finished stage (no result.json); train one with `python main.py`, "
                 f"name another --checkpoint, or a published model (--hub resnet50_swsl)"

@@ -30,19 +30,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
 
-import cv2
-import numpy as np
-import torch
-from sklearn.datasets import load_sample_images
-
 import checkpoint
 import cli
-import engine
+import cv2
+import numpy as np
 import scoring
-from data import JoinedPools, Normalise, open_pools
-from models import MODELS, build_model
+import torch
 from runlog import versions
 from scoring import Selector
+from sklearn.datasets import load_sample_images
+
+import engine
+from data import JoinedPools, Normalise, open_pools
+from models import MODELS, build_model
 
 P, K, CLASSES = 10, 1000, 100
 MEAN, STD = [0.5] * 3, [0.25] * 3

@@ -25,13 +25,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
 
+import cli
 import cv2
 import numpy as np
+from runlog import versions
 
-import cli
 from benchmarks.decode import write_shards
 from models import MODELS
-from runlog import versions
 
 SHORT = ["--epochs", 1, "--passes", 2]  # the demo's trainings, cut short: only their start matters
 STEPS = {

@@ -22,9 +22,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
 
+import cli
 import torch
 
-import cli
 from benchmarks import gpu_table, resources, switches, timing, ways
 from models import MODELS
 

@@ -66,19 +66,20 @@ def print_json(predictions):
 
 
 def with_board(predictions, folder, name):
-    """Passes the predictions on and draws the pictures among them for TensorBoard."""
-    from torch.utils.tensorboard import SummaryWriter  # here: these two take long to import
+    """Passes the predictions on and draws the pictures among them for TensorBoard.
 
-    import figures
+    folder: where the events file goes;  name: the network's
+    """
+    from .board import Board  # here: TensorBoard takes long to import
 
-    with SummaryWriter(str(folder)) as board:
+    with Board(folder) as board:
         drawn = 0
         while some := list(islice(predictions, PER_FIGURE)):
             good = [one for one in some if not one.error]
             if good:
-                titles = [f"{printable(one.best[0][0])} {one.best[0][1]:.0%}" for one in good]
-                heading = f"Predictions of {name}"
-                figure = figures.image_batch([x.picture for x in good], titles, heading=heading)
-                board.add_figure(f"predictions/{drawn + 1} to {drawn + len(good)}", figure)
+                best = [
+                    (printable(c), probability) for (c, probability), *_ in (x.best for x in good)
+                ]
+                board.predictions([x.picture for x in good], best, name, drawn)
                 drawn += len(good)
             yield from some

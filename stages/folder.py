@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 import distributed
-from data import sha256_of_file
 from engine import autocast_dtype
+from models.download import sha256_of_file
 
 # stage -> the file that the next stage is made from, and the command that runs the stage
 STAGES = {

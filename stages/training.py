@@ -165,7 +165,9 @@ def evaluate(network, images, prepare):
 def test(network, images, prepare):
     """The test set is read here, once: -> logits (N,C), features before the last layer (N,D)."""
     inputs = []
-    hook = network.fc.register_forward_pre_hook(lambda _, args: inputs.append(args[0].float().cpu()))
+    hook = network.fc.register_forward_pre_hook(
+        lambda _, args: inputs.append(args[0].float().cpu())
+    )
     logits = evaluate(network, images, prepare)
     hook.remove()
     features = torch.zeros(len(images), network.fc.in_features)

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torchvision
 
-from stages.signals import Interrupted
 import main
+from stages.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick")
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import export
-from data import Normalise
+from data import Normalise, write_json
 from engine import predict
+from stages import checkpoint
+from stages.folder import read_json
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -132,9 +133,9 @@ def test_two_exports_are_one(publish, published, folder_run):
 def test_the_card_tells_data_selection_metrics_and_licence(published, folder_run):
     card = published[1].read_text()
     for stage in ("teacher", "student", "finetuned"):
-        result = export.runlog.read_json(folder_run / stage / "result.json")
+        result = read_json(folder_run / stage / "result.json")
         assert f"| {result['val_top1']:.2f} | {result['test_top1']:.2f} |" in card
-    selected = export.runlog.read_json(folder_run / "samples" / "result.json")
+    selected = read_json(folder_run / "samples" / "result.json")
     for fact in (
         "Data set `folder`, images 8 px square",
         "3 images a class; 2 a class are validation images",
@@ -166,8 +167,8 @@ def test_a_teachers_card_has_no_selection(publish, folder_run, tmp_path):
     ],
 )
 def test_the_licence_of_the_first_weights_is_told(publish, run_copy, tmp_path, start, said):
-    config = export.runlog.read_json(run_copy / "teacher" / "config.json")
-    export.runlog.write_json(run_copy / "teacher" / "config.json", {**config, "weights": start})
+    config = read_json(run_copy / "teacher" / "config.json")
+    write_json(run_copy / "teacher" / "config.json", {**config, "weights": start})
     assert publish(run_copy / "finetuned", tmp_path / "out")[0] == 0
     (card,) = (tmp_path / "out").glob("*.md")
     assert said in card.read_text()

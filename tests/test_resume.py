@@ -1,6 +1,5 @@
 """An interrupted stage goes on with --resume and ends with the same bits; the folder's states."""
 
-import json
 import os
 import shutil
 import signal

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from scoring import SCORE_BINS, Selector
 
 from ranking import STRATEGIES
-from scoring import SCORE_BINS, Selector
 
 
 def chunks(count=300, classes=7, chunk=32):
