@@ -3,6 +3,9 @@
     python main.py                            # step 1 -> RUN/teacher
     python main.py --student-network True     # step 4 -> RUN/finetuned, starts from RUN/student
 
+Expect   --preset demo: a quarter of a minute, about 92 % of the digits right, 94 % after step 4.
+         --preset lab: 7 minutes and 25 % of CIFAR-100's 100 classes, 27 % after step 4, on two
+         cores.  The default preset is for a GPU.  RESULTS.md has every number.
 Reads    the labelled set (downloaded to datasets/ on first use); step 4 also RUN/student
 Writes   RUN/{teacher,finetuned}: config.json, metrics.jsonl, model.pt, TensorBoard's events, and,
          last, result.json

@@ -47,13 +47,8 @@ def parse(argv):
     source("--hub", metavar="NAME", help=f"published weights: {', '.join(hub.HUB)}; those named "
            f"ssl and swsl are {hub.LICENCE}, not for commercial use")  # fmt: skip
     add = parser.add_argument
-    add(
-        "--topk",
-        type=flags.number(int, 1),
-        default=5,
-        metavar="N",
-        help="classes shown (default 5)",
-    )
+    add("--topk", type=flags.number(int, 1), default=5, metavar="N",
+        help="classes shown (default 5)")  # fmt: skip
     add("--json", action="store_true", help="print a JSON array with an object for each image")
     add("--tensorboard", type=Path, nargs="?", const=BOARD, metavar="DIR",
         help=f"also write the pictures for TensorBoard (DIR: {BOARD})")  # fmt: skip

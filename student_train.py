@@ -2,6 +2,8 @@
 
     python student_train.py                   # RUN/samples -> RUN/student
 
+Expect   --preset demo: a quarter of a minute, about 94 % of the digits right.  --preset lab: 9
+         minutes and 26 % of CIFAR-100's 100 classes on two cores.  RESULTS.md has every number.
 Reads    RUN/samples; the pools and the labelled set it names (its validation and test images only)
 Writes   RUN/student: config.json, metrics.jsonl, model.pt, TensorBoard's events, and, last,
          result.json
@@ -65,7 +67,7 @@ def prepare(args, stage, samples, device):
 
 
 def read_examples(samples, data_dir, labelled, parts):
-    """The selected images and their pseudo-labels, a row of selection.csv each: Images, labels (N,).
+    """Images and pseudo-labels (N,) of the selection, in the order of selection.csv.
 
     An image that several classes keep stands there several times, each time with another label.
     Raises ValueError when a pool is not what step 2 scored.

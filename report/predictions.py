@@ -77,9 +77,7 @@ def with_board(predictions, folder, name):
         while some := list(islice(predictions, PER_FIGURE)):
             good = [one for one in some if not one.error]
             if good:
-                best = [
-                    (printable(c), probability) for (c, probability), *_ in (x.best for x in good)
-                ]
+                best = [(printable(x.best[0][0]), x.best[0][1]) for x in good]
                 board.predictions([x.picture for x in good], best, name, drawn)
                 drawn += len(good)
             yield from some

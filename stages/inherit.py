@@ -1,4 +1,4 @@
-"""Settings: from the preset, from the stage before, from the flags; what --resume may not change."""
+"""Settings: from the preset, the stage before and the flags; what --resume may not change."""
 
 from pathlib import Path
 

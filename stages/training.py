@@ -68,12 +68,12 @@ def run(job, device, open_board):
         images = job.images.to(device)
         with signals.saving_first():
             metrics, seconds = train_and_log(job, log, state, images, augment, saved)
-        logits, features = test(state.network, job.labelled.test.images, normalise)
+        test = job.labelled.test
+        logits, features = test_once(state.network, test.images, normalise)
         result = _result(job, state.network, logits, metrics, seconds)
         if log:
-            test, classes = job.labelled.test, job.classes
-            log.board.test_results(logits, test.labels, classes, job.recipe.epochs)
-            log.board.test_features(features, test.labels, test.images, classes)
+            log.board.test_results(logits, test.labels, job.classes, recipe.epochs)
+            log.board.test_features(features, test.labels, test.images, job.classes)
             _publish(job, log, state.network, result)
     return result
 
@@ -162,12 +162,10 @@ def evaluate(network, images, prepare):
     return distributed.total_(logits)
 
 
-def test(network, images, prepare):
+def test_once(network, images, prepare):
     """The test set is read here, once: -> logits (N,C), features before the last layer (N,D)."""
     inputs = []
-    hook = network.fc.register_forward_pre_hook(
-        lambda _, args: inputs.append(args[0].float().cpu())
-    )
+    hook = network.fc.register_forward_pre_hook(lambda _, x: inputs.append(x[0].float().cpu()))
     logits = evaluate(network, images, prepare)
     hook.remove()
     features = torch.zeros(len(images), network.fc.in_features)
