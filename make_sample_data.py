@@ -19,7 +19,7 @@ import distributed
 from data import LeakGuard, open_pool, selection
 from models.download import sha256_of_file
 from presets import PRESETS
-from ranking import MAX_POSITION, STRATEGIES
+from ranking import STRATEGIES
 from report import diagnostics, tables
 from report.board import Board
 from report.diagnostics import SelectedRows
@@ -31,6 +31,7 @@ from stages.inherit import inherit
 from stages.lifetime import open_stage, running
 from stages.program import Failure, program
 from stages.signals import saving_first
+from topk import MAX_POSITION
 
 CHUNK = 512  # images scored at a time, see stages/scoring.py; --batch-size
 SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
