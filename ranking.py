@@ -1,90 +1,101 @@
-"""The paper's idea as tensor code: P best classes of an image, K best images of a class.
+"""Step 2: which images of the pool train the student, and as what.  `select` is the whole rule.
 
-Yalniz et al. 2019, step 2: an image enters the ranking of its P best classes only, since few
-classes are relevant to it; every class keeps its K best images.  The paper leaves ties open; here
-the order is total: a higher float32 score first, then the lower position in the pool.  A pool
-streams through a table of K places a class, so memory does not grow with the pool, and since the K
-best of a union are the K best of the parts' K best, tables of parts of a pool can be merged in any
-order (`Ranking.merge`).
+The teacher has given every image of the pool a softmax score for every class.  An image is a
+candidate for the P classes that it scores highest in.  Every class keeps its K best candidates.
+The student is pre-trained on the pairs (image, class) that are kept, with the class as the label.
+
+Why P is small    Only a few classes are relevant to an image.
+Why P is above 1  With P=1 a class that is seldom the best one of any image would get few images.
+                  The paper's P=10 gives a nearly balanced selection.
+K is a trade-off  The more images a class keeps, the more varied they are, and the more are wrong.
+Two classes       An image that two classes keep is selected twice, once with each label.
+Ties              The paper (Yalniz et al. 2019) leaves them open.  Here the image that comes first
+                  in the pool wins, and among the classes of one image the class that comes first.
+Too few           A class with fewer than K candidates keeps those it has.
+
+`select` needs all scores at once.  The rest of this file does the same for a pool of any size on
+any device, chunk by chunk: `top_classes` finds the P best classes, `candidates` makes candidates of
+them, `topk.TopK` keeps the K best, and a `Selector` runs the three.
 """
-
-from itertools import pairwise
 
 import torch
 
-STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
-EMPTY = torch.iinfo(torch.int64).min  # a place no candidate has taken: below every key
-MAX_POSITION = 2**32 - 1  # positions take the low 32 bits of a key: pools of up to 4.29e9 images
-# group, priority, position, label, score of a waiting candidate
-_COLUMNS = (torch.int32, torch.float32, torch.int64, torch.int32, torch.float32)
+from topk import TopK, sort_key
+
+
+def select(scores, p, k):
+    """The selection as the paper describes it: plain, slow, and what the tests compare with.
+
+    scores: a list of N >= 1 images, each a list of C numbers, its scores for the C classes
+    -> a list of (image, label, score, rank), as in selection.csv: by label, then rank 1, 2, ..., k
+
+    Three images, three classes.  With p=1 all three images stand for class 0, which keeps two:
+
+    >>> scores = [[0.6, 0.3, 0.1],
+    ...           [0.5, 0.4, 0.1],
+    ...           [0.5, 0.3, 0.2]]
+    >>> select(scores, p=1, k=2)
+    [(0, 0, 0.6, 1), (1, 0, 0.5, 2)]
+
+    With p=2 they stand for class 1 as well, and images 0 and 1 are each selected twice.  Image 2
+    ties with image 1 in class 0 and with image 0 in class 1, and loses both, as it comes later:
+
+    >>> select(scores, p=2, k=2)
+    [(0, 0, 0.6, 1), (1, 0, 0.5, 2), (1, 1, 0.4, 1), (0, 1, 0.3, 2)]
+    """
+    classes = range(len(scores[0]))
+    images_of = [[] for _ in classes]  # the images that are candidates for each class
+    for image, row in enumerate(scores):
+        best_classes = sorted(classes, key=lambda label: (-row[label], label))
+        for label in best_classes[:p]:
+            images_of[label].append(image)
+    selection = []
+    for label in classes:
+        best_images = sorted(images_of[label], key=lambda image: (-scores[image][label], image))
+        for rank, image in enumerate(best_images[:k], start=1):
+            selection.append((image, label, scores[image][label], rank))
+    return selection
 
 
 def top_classes(logits, p):
     """The P best classes of each image.
 
-    logits: (B,C) float -> score (B,P) float32, the softmax scores, falling; label (B,P) int64.
-    Equal scores: lower class first (torch.topk promises no order among equals, so it sees keys).
+    logits: (B,C) float -> score (B,P) float32, the softmax scores, falling; label (B,P) int64
     Raises ValueError unless 1 <= p <= C.
     """
     classes = logits.shape[1]
     if not 1 <= p <= classes:
         raise ValueError(f"p is {p}; it must be from 1 to the number of classes, {classes}")
     score = logits.float().softmax(1)
+    # torch.topk promises no order among equals, and no two keys are equal.
     label = sort_key(score, torch.arange(classes, device=score.device)).topk(p, dim=1).indices
     return score.gather(1, label), label
 
 
-def sort_key(priority, position):
-    """One int64 that orders candidates: higher `priority` (float32) first, then lower `position`.
-
-    The float's bits, read as an integer, rise with the float once the negative half is flipped.
-    No two candidates of one class share a position, so no two keys are equal and every sort or
-    topk, stable or not, gives the same order.
-    """
-    bits = (priority + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: equal numbers, equal bits
-    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return rising.to(torch.int64).mul_(2**32).add_(MAX_POSITION - position)
-
-
-def _unpack(key):
-    """priority float32, position int64: what `sort_key` made of them.  EMPTY comes out as NaN."""
-    rising = (key >> 32).to(torch.int32)
-    return (rising ^ ((rising >> 31) & 0x7FFFFFFF)).view(torch.float32), ~key & MAX_POSITION
-
-
-def random_priority(position, seed):
-    """Uniform float32 in [0,1), a function of (seed, position) alone: a shuffle that any sharding
-    of the pool repeats.  The mixing is splitmix64's (Steele et al. 2014), in wrapping int64.
-    """
-
-    def shift(x, bits):  # logical, where >> on int64 is arithmetic
-        return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-    x = (position + 1) * -7046029254386353131 + torch.tensor(seed) * -4658895280553007687
-    x = (x ^ shift(x, 30)) * -4658895280553007687
-    x = (x ^ shift(x, 27)) * -7723592293110705685
-    return shift(x ^ shift(x, 31), 40).float() / 2**24  # 24 bits: all that float32 can tell apart
+STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
 
 
 def candidates(strategy, logits, top, position, seed=0, tags=None):
-    """What a chunk of the pool enters into the ranking of `strategy`.
+    """The candidates that a chunk of B images gives to TopK: the paper's rule, or one to compare.
 
-    logits: (B,C); top: score, label (B,P), of `top_classes`; position: (B,) int64 in the pool;
+    logits: (B,C); top: score and label (B,P), from `top_classes`; position: (B,) int64, in the pool
     tags: (B,) int64, the class that an image's folder is named after, -1 for none
-    -> group, priority, position, label, score: (M,) each, for `Ranking.add`
+    -> group, priority, position, label, score: (M,) each, for `TopK.add`
 
-    ranked           the paper: each image stands for its P best classes, by its scores
-    unbalanced       the best class of each image, by its score, in one group for all classes
-                     (for the paper's Zipf-sized classes; table 5: unbalanced-ranked)
-    random-in-class  the best class of each image, in random order
-    random           the same in one group for all classes
-    tags             the folder's class, in random order (paper, table 5: balanced with tags)
+    ranked           the paper: each image is a candidate for its P best classes, by its scores
+    unbalanced       each image for its best class, by its score, all classes in one group, so that
+                     popular classes get more (in place of the Zipf-sized classes of the paper's
+                     table 5, unbalanced-ranked)
+    random-in-class  each image for its best class, in random order
+    random           the same with all classes in one group
+    tags             each image for its folder's class, in random order (paper, table 5: balanced
+                     with tags)
     """
     score, label = top
     if strategy == "ranked":
-        position = position.repeat_interleave(score.shape[1])  # (B*P,) image-major
-        group, score = label.flatten(), score.flatten()
-        return group, score, position, group, score
+        position = position.repeat_interleave(score.shape[1])  # (B*P,), image by image
+        label, score = label.flatten(), score.flatten()
+        return label, score, position, label, score
     shuffled = random_priority(position, seed)
     if strategy == "tags":
         tagged = tags >= 0
@@ -96,170 +107,103 @@ def candidates(strategy, logits, top, position, seed=0, tags=None):
     return group, score if strategy == "unbalanced" else shuffled, position, label, score
 
 
-class Ranking:
-    """The K best candidates of each of G groups (the classes) in a stream, in G x K memory.
+def random_priority(position, seed):
+    """A random number for every position, the same wherever and in whatever chunk it is drawn.
 
-    A candidate is (group, priority, position) and carries its label and its score.  Candidates wait
-    in a buffer.  When it is full, those below the K-th best of their group are dropped, late in a
-    stream nearly all, and only if more than half of them survive does the table take them in.  So
-    most candidates cost a copy and a comparison, and a GPU is waited for once a buffer, not once a
-    chunk.  The order is total: when something is dropped or taken in cannot change the result.
-
-    Memory: 16 bytes a place of the table, 24 a place of the buffer, which has a quarter of the
-    table's places but at least BUFFER, and what taking in needs for a block.
+    position: int64, any shape; seed: an int -> float32 of that shape, uniform in [0,1)
+    The bits are mixed as in splitmix64 (Steele et al. 2014), in int64, which wraps around.
     """
 
-    BUFFER = 2**16  # places; few enough for a processor's cache
-    BLOCK = 2**20  # places of the table, and of what enters it, taken in at a time: about 50 MB
+    def shift(x, bits):  # to the right, zeros from the left; int64's own >> repeats the sign
+        return (x >> bits) & ((1 << (64 - bits)) - 1)
 
-    def __init__(self, groups, k, device="cpu"):
-        """Raises ValueError for a k below 1."""
-        if k < 1:
-            raise ValueError(f"k is {k}; it must be 1 or more")
-        self.k = k
-        self.key = torch.empty((groups, 0), dtype=torch.int64, device=device)  # (G, <= K), unsorted
-        self.label = torch.empty((groups, 0), dtype=torch.int32, device=device)
-        self.score = torch.empty((groups, 0), dtype=torch.float32, device=device)
-        self._settle()
+    x = (position + 1) * -7046029254386353131 + torch.tensor(seed) * -4658895280553007687
+    x = (x ^ shift(x, 30)) * -4658895280553007687
+    x = (x ^ shift(x, 27)) * -7723592293110705685
+    return shift(x ^ shift(x, 31), 40).float() / 2**24  # 24 bits are what a float32 can hold
 
-    def _columns(self):
-        return {"key": self.key, "label": self.label, "score": self.score}
 
-    def _settle(self):
-        """What follows from a table that has changed; nothing waits any more."""
-        groups, width = self.key.shape
-        full = width == self.k
-        self.bound = self.key.amin(1) if full else self.key.new_full((groups,), EMPTY)  # (G,)
-        self.bound_priority = _unpack(self.bound)[0]  # NaN where the group has an empty place
-        self.room = max(self.BUFFER, groups * width // 4)
-        self.buffer, self.waiting = None, 0
+SCORE_BINS = 1000  # of the histogram of the images' best scores, from 0 to 1
 
-    def add(self, group, priority, position, label, score):
-        """Let candidates in: five tensors (M,), copied.  A group may meet a position once only.
 
-        What is wrong with a candidate shows now or when the table is next asked for: ValueError
-        for a position outside 0 to 2**32 - 1, FloatingPointError for a priority that is NaN.
+class Selector:
+    """`select` for a pool of any size: takes logits chunk by chunk, gives the selection.
+
+    Several selectors, each for its own part of the pool, merge into the selection of the whole
+    pool.  With its state_dict a walk over the pool can go on after a stop.
+
+    position   the first entry of the pool that has not been seen yet
+    scored     images that were let in
+    histogram  int64 (SCORE_BINS,), of their best scores
+    """
+
+    def __init__(self, classes, strategy, p, k, seed=0, min_score=0.0, device="cpu", start=0):
+        """strategy, seed: see `candidates`; min_score: no candidate has less; start: `position`.
+
+        Raises ValueError for a k below 1.
         """
-        columns, first = (group, priority, position, label, score), 0
-        while first < len(group):
-            if self.waiting == self.room:
-                self._prune()
-                if self.waiting > self.room // 2:
-                    self._take_in()
-            if self.buffer is None:
-                device = self.key.device
-                self.buffer = [torch.empty(self.room, dtype=d, device=device) for d in _COLUMNS]
-            size = min(self.room - self.waiting, len(group) - first)
-            for waiting, column in zip(self.buffer, columns, strict=True):
-                waiting[self.waiting : self.waiting + size] = column[first : first + size]
-            self.waiting += size
-            first += size
+        self.strategy, self.p, self.seed, self.min_score = strategy, p, seed, min_score
+        self.position, self.scored = start, 0
+        self.histogram = torch.zeros(SCORE_BINS, dtype=torch.int64, device=device)
+        # The paper's ranking is kept for every strategy: it says how many images to select.
+        self.tables = {"ranked": TopK(classes, k, device)}
+        self.one_group = strategy in ("unbalanced", "random")
+        if strategy != "ranked":
+            groups, places = (1, classes * k) if self.one_group else (classes, k)
+            self.tables[strategy] = TopK(groups, places, device)
 
-    def _prune(self):
-        """Drop the waiting candidates that are not among the K best of their group."""
-        columns = [column[: self.waiting] for column in self.buffer]
-        lowest, highest = columns[2].aminmax()
-        # Comparing floats is cheap and drops most.  Not `>=`, as nothing is below a bound of NaN.
-        alive = ~(columns[1] < self.bound_priority.index_select(0, columns[0]))
-        alive = alive.nonzero()[:, 0]
-        columns = [column.index_select(0, alive) for column in columns]
-        group, priority, position = columns[:3]
-        lowest, highest, nans = torch.stack([lowest, highest, priority.isnan().sum()]).tolist()
-        if lowest < 0 or highest > MAX_POSITION:
-            wrong = lowest if lowest < 0 else highest
-            raise ValueError(f"position {wrong} is not from 0 to {MAX_POSITION}; split the pool")
-        if nans:
-            raise FloatingPointError(f"{nans} scores of the pool are NaN; check the teacher")
-        # Among those equal to the bound the position decides, which the keys know.
-        alive = sort_key(priority, position) > self.bound.index_select(0, group)
-        alive = alive.nonzero()[:, 0]
-        self.waiting = len(alive)
-        for waiting, column in zip(self.buffer, columns, strict=True):
-            waiting[: self.waiting] = column.index_select(0, alive)
+    def add(self, first, logits, usable=None, tags=None):
+        """Rank a chunk: logits (B,C) of the entries of the pool from position `first` on.
 
-    def _take_in(self):
-        """Let the table take in what waits, a block of groups at a time to keep the peak low."""
-        columns = [column[: self.waiting] for column in self.buffer]
-        order = columns[0].argsort()
-        group, priority, position, label, score = (c.index_select(0, order) for c in columns)
-        self.buffer = columns = order = None  # a large table needs the memory below
-        entering = {"key": sort_key(priority, position), "label": label, "score": score}
-        count = group.bincount(minlength=len(self.key))  # (G,)
-        end = count.cumsum(0)
-        slot = torch.arange(len(group), device=group.device)
-        slot -= (end - count).index_select(0, group)  # 0, 1, ... within a group
-        start = [0, *end.tolist()]
+        usable: (B,) bool on the CPU, which entries to let in, None for all; tags: (B,) int64 on the
+        CPU, for the strategy tags
+        -> the P best classes of all B entries: score, label (B,P), see `top_classes`
 
-        places, most = self.key.shape[1], max(b - a for a, b in pairwise(start))
-        width = min(self.k, int(((self.key != EMPTY).sum(1) + count).max()))
-        old = self._columns()
-        if width > places:  # else in place
-            for name, column in old.items():
-                setattr(self, name, column.new_empty((len(column), width)))
-        step = max(1, self.BLOCK // (places + most))
-        for first in range(0, len(count), step):
-            last = min(first + step, len(count))
-            mine = slice(start[first], start[last])
-            row = group[mine].long() - first
-            for name, column in entering.items():
-                empty = EMPTY if name == "key" else 0
-                new = column.new_full((last - first, most), empty)
-                new[row, slot[mine]] = column[mine]
-                both = torch.cat([old[name][first:last], new], 1)
-                if name == "key":
-                    both, best = both.topk(width, dim=1, sorted=False)
-                else:
-                    both = both.gather(1, best)
-                getattr(self, name)[first:last] = both
-        self._settle()
-
-    def _flush(self):
-        if self.waiting:
-            self._prune()
-        if self.waiting:
-            self._take_in()
-
-    def merge(self, other):
-        """Take over another table's candidates; associative and commutative."""
-        other._flush()
-        groups, width = other.key.shape
-        step = max(1, self.BLOCK // max(1, width))
-        for first in range(0, groups, step):
-            block = slice(first, first + step)
-            taken = other.key[block] != EMPTY
-            key, label, score = (column[block][taken] for column in other._columns().values())
-            self.add(taken.nonzero()[:, 0] + first, *_unpack(key), label, score)
-
-    def cut(self, most):
-        """Keep the `most` best of each group."""
-        self._flush()
-        best = self.key.topk(min(most, self.key.shape[1]), dim=1).indices
-        for name, column in self._columns().items():
-            setattr(self, name, column.gather(1, best))
-        self._settle()
+        Raises ValueError for a p out of range, and what `TopK.add` raises.
+        """
+        score, label = top = top_classes(logits, self.p)
+        position = torch.arange(first, first + len(logits), device=logits.device)
+        if usable is not None and not usable.all():
+            here = usable.nonzero()[:, 0].to(logits.device)
+            logits, top, position = logits[here], (score[here], label[here]), position[here]
+            tags = None if tags is None else tags[usable]
+        tags = None if tags is None else tags.to(logits.device)
+        for strategy, table in self.tables.items():
+            columns = candidates(strategy, logits, top, position, self.seed, tags)
+            if self.min_score > 0:
+                enough = ~(columns[-1] < self.min_score)  # keeps NaN, for which TopK raises
+                columns = [column[enough] for column in columns]
+            table.add(*columns)
+        best = top[0][:, 0].nan_to_num()  # NaN is counted as 0 here; TopK raises for it
+        bins = (best * SCORE_BINS).long().clamp(0, SCORE_BINS - 1)
+        # bincount would make the CPU wait for a GPU.
+        self.histogram.index_add_(0, bins, torch.ones_like(bins))
+        self.scored += len(position)
+        self.position = first + len(score)
+        return score, label
 
     def rows(self):
-        """position, label, score, rank: (M,) each on the CPU, by label, then rank 1, 2, ...
+        """The selection: position, label, score, rank, (M,) each, on the CPU; see `TopK.rows`."""
+        table = self.tables[self.strategy]
+        if self.one_group:  # as many images in all as the paper's rule selects
+            table.cut(len(self.tables["ranked"].rows()[0]))
+        return table.rows()
 
-        A label's ranks follow the keys, so a table with one group for all labels (the unbalanced
-        selections) comes out ranked within each label too.
-        """
-        self._flush()
-        taken = self.key != EMPTY
-        key, label, score = self.key[taken].cpu(), self.label[taken].cpu(), self.score[taken].cpu()
-        by_key = key.argsort(descending=True)
-        order = by_key[label[by_key].argsort(stable=True)]
-        key, label, score = key[order], label[order].long(), score[order]
-        count = label.bincount()
-        rank = torch.arange(len(label)) - (count.cumsum(0) - count)[label] + 1
-        return _unpack(key)[1], label, score, rank
+    def merge(self, other):
+        """Add what another selector, of another part of the pool, has seen."""
+        self.scored += other.scored
+        self.histogram += other.histogram.to(self.histogram.device)
+        for name, table in self.tables.items():
+            table.merge(other.tables[name])
 
     def state_dict(self):
-        """The table itself, which later candidates change."""
-        self._flush()
-        return self._columns()
+        """Tensors and numbers; not a copy: what is added later changes them."""
+        state = {name: getattr(self, name) for name in ("position", "scored", "histogram")}
+        return state | {"tables": {name: table.state_dict() for name, table in self.tables.items()}}
 
     def load_state_dict(self, state):
-        for name, column in state.items():
-            setattr(self, name, column.to(self.key.device, copy=True))
-        self._settle()
+        """Go on from the state of a selector with the same settings."""
+        self.position, self.scored = state["position"], state["scored"]
+        self.histogram = state["histogram"].to(self.histogram.device, copy=True)
+        for name, table in state["tables"].items():
+            self.tables[name].load_state_dict(table)

@@ -1,82 +1,26 @@
-"""The selection rule against a slow reference, one loop per noun."""
+"""Step 2's rule: `select` by its definition, and all the rest against `select`."""
 
-import json
-import random
-import subprocess
-import sys
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+import doctest
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.ranking import Simulation
-from ranking import EMPTY, Ranking, random_priority, sort_key, top_classes
+import ranking
+from ranking import SCORE_BINS, STRATEGIES, Selector, random_priority, select, top_classes
+from topk import TopK
 
 
-def reference_top_classes(scores, p):
-    """Every image's p best classes: (score, class), higher score first, then lower class."""
-    table = []
-    for row in scores.tolist():
-        best = sorted((-score, label) for label, score in enumerate(row))[:p]
-        table.append([(-score, label) for score, label in best])
-    return table
-
-
-def reference_ranking(candidates, groups, k):
-    """candidates (group, priority, position, label, score) -> (position, label, score, rank)."""
-    kept = []
-    for group in range(groups):
-        mine = [c for c in candidates if c[0] == group]
-        kept += sorted(mine, key=lambda c: (-c[1], c[2]))[:k]
-    rows = []
-    for label in sorted({c[3] for c in kept}):
-        mine = sorted((c for c in kept if c[3] == label), key=lambda c: (-c[1], c[2]))
-        rows += [(c[2], label, c[4], rank) for rank, c in enumerate(mine, 1)]
-    return rows
-
-
-def columns(candidates):
-    group, priority, position, label, score = zip(*candidates, strict=True)
-    return (
-        torch.tensor(group),
-        torch.tensor(priority, dtype=torch.float32),
-        torch.tensor(position),
-        torch.tensor(label),
-        torch.tensor(score, dtype=torch.float32),
-    )
-
-
-class SmallRanking(Ranking):
-    """One that drops and takes in all the time, a few groups at a time."""
+class SmallTopK(TopK):
+    """One that prunes and merges all the time, a few groups at a time."""
 
     BUFFER = 37
     BLOCK = 64
 
 
-def rank(candidates, groups, k):
-    ranking = Ranking(groups, k)
-    if candidates:
-        ranking.add(*columns(candidates))
-    return ranking
-
-
-def as_rows(ranking):
-    return list(zip(*(column.tolist() for column in ranking.rows()), strict=True))
-
-
-def select(logits, p, k, batches):
-    """The whole selection as step 2 does it, in the given batches of positions."""
-    ranking = Ranking(logits.shape[1], k)
-    for position in batches:
-        score, label = top_classes(logits[position], p)
-        group = label.flatten()
-        ranking.add(group, score.flatten(), position.repeat_interleave(p), group, score.flatten())
-    return as_rows(ranking)
+def listed(columns):
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def made_up_logits(kind, images=60, classes=6):
@@ -88,40 +32,105 @@ def made_up_logits(kind, images=60, classes=6):
                 logits[image] = logits[image % 10]
     if kind == "coarse":  # equal scores inside an image as well
         logits = logits.round()
-    if kind == "short":  # one class is the best of no image, one of two images only
+    if kind == "short":  # class 2 is the best of no image, class 4 of two images only
         logits[:, 2] = -30.0
         logits[:, 4] -= 20.0
         logits[[7, 31], 4] = 30.0
     return logits
 
 
+# --- select, the reference ----------------------------------------------------------------------
+
+
+def test_the_examples_in_the_docstrings_are_right():
+    failed, attempted = doctest.testmod(ranking)
+    assert attempted >= 3 and not failed
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.data(), st.integers(1, 8), st.integers(1, 5), st.integers(1, 10))
+def test_select_is_what_its_definition_says(data, images, classes, k):
+    """An image is in a class's ranking when fewer than P classes are better for it; its rank there
+    is one more than the number of better images; it is kept when that is at most K.
+    """
+    p = data.draw(st.integers(1, classes))
+    level = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+    scores = [[data.draw(level) for _ in range(classes)] for _ in range(images)]
+
+    def stands_for(i, label):
+        mine = scores[i]
+        better = (
+            mine[c] > mine[label] or (mine[c] == mine[label] and c < label) for c in range(classes)
+        )
+        return sum(better) < p
+
+    def before(i, other, label):
+        return (-scores[i][label], i) < (-scores[other][label], other)
+
+    expected = set()
+    for label in range(classes):
+        ranked = [i for i in range(images) if stands_for(i, label)]
+        for i in ranked:
+            rank = 1 + sum(before(other, i, label) for other in ranked)
+            if rank <= k:
+                expected.add((i, label, scores[i][label], rank))
+    got = select(scores, p, k)
+    assert len(got) == len(set(got)) and set(got) == expected
+    assert [(row[1], row[3]) for row in got] == sorted((row[1], row[3]) for row in got)
+
+
 # --- the whole selection ------------------------------------------------------------------------
+
+
+def selection(logits, p, k, batches, kind=TopK):
+    """`select` as step 2 does it, for the given batches of positions."""
+    table = kind(logits.shape[1], k)
+    for position in batches:
+        score, label = top_classes(logits[position], p)
+        group, score = label.flatten(), score.flatten()
+        table.add(group, score, position.repeat_interleave(p), group, score)
+    return listed(table.rows())
 
 
 @pytest.mark.parametrize("kind", ["random", "tied", "coarse", "short"])
 @pytest.mark.parametrize("p, k", [(1, 1), (1, 5), (3, 5), (5, 7), (6, 10), (2, 10_000)])
-def test_selection_matches_the_reference(kind, p, k):
+def test_the_selection_is_that_of_select(kind, p, k):
     logits = made_up_logits(kind)
-    candidates = []
-    for position, best in enumerate(reference_top_classes(logits.softmax(1), p)):
-        candidates += [(label, score, position, label, score) for score, label in best]
-    expected = reference_ranking(candidates, logits.shape[1], k)
-    assert select(logits, p, k, torch.arange(len(logits)).split(16)) == expected
+    expected = select(logits.softmax(1).tolist(), p, k)
+    batches = torch.arange(len(logits)).split(16)
+    assert selection(logits, p, k, batches) == expected
+    assert selection(logits, p, k, batches, SmallTopK) == expected
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 90), st.integers(1, 7), st.data())
+def test_the_selection_of_any_pool_is_that_of_select(seed, images, classes, data):
+    p, k = data.draw(st.integers(1, classes)), data.draw(st.integers(1, 30))
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, classes, generator=generator)
+    if data.draw(st.booleans()):
+        logits = logits.round()  # many ties
+    order = torch.arange(images)
+    if data.draw(st.booleans()):
+        order = torch.randperm(images, generator=generator)
+    batches = order.split(data.draw(st.integers(1, 40)))
+    expected = select(logits.softmax(1).tolist(), p, k)
+    assert selection(logits, p, k, batches, SmallTopK) == expected
 
 
 @pytest.mark.parametrize("kind", ["random", "tied", "short"])
-def test_selection_is_the_same_for_any_batches_in_any_order(kind):
+def test_the_selection_is_the_same_for_any_batches_in_any_order(kind):
     logits = made_up_logits(kind)
     everything = torch.arange(len(logits))
-    whole = select(logits, 2, 9, [everything])
+    whole = selection(logits, 2, 9, [everything])
     for size in (1, 7, 59):
-        assert select(logits, 2, 9, everything.split(size)) == whole
-        assert select(logits, 2, 9, everything.split(size)[::-1]) == whole
-    assert select(logits, 2, 9, everything.flip(0).split(11)) == whole
+        assert selection(logits, 2, 9, everything.split(size)) == whole
+        assert selection(logits, 2, 9, everything.split(size)[::-1]) == whole
+    assert selection(logits, 2, 9, everything.flip(0).split(11)) == whole
 
 
 def test_a_class_with_fewer_candidates_than_k_has_fewer_rows_and_one_with_none_has_none():
-    rows = select(made_up_logits("short"), 1, 10, [torch.arange(60)])
+    rows = selection(made_up_logits("short"), 1, 10, [torch.arange(60)])
     labels = [label for _, label, _, _ in rows]
     assert labels.count(2) == 0
     assert labels.count(4) == 2
@@ -133,15 +142,17 @@ def test_a_class_with_fewer_candidates_than_k_has_fewer_rows_and_one_with_none_h
 
 @pytest.mark.parametrize("kind", ["random", "coarse"])
 @pytest.mark.parametrize("p", [1, 2, 5, 6])
-def test_top_classes_match_the_reference(kind, p):
+def test_top_classes_are_the_first_p_of_a_sorted_list(kind, p):
     logits = made_up_logits(kind)
     score, label = top_classes(logits, p)
-    expected = reference_top_classes(logits.softmax(1), p)
+    expected = [
+        sorted((-value, number) for number, value in enumerate(row))[:p]
+        for row in logits.softmax(1).tolist()
+    ]
     assert score.dtype == torch.float32
     assert score.shape == label.shape == (len(logits), p)
-    assert [
-        list(zip(*pair, strict=True)) for pair in zip(score.tolist(), label.tolist(), strict=True)
-    ] == expected
+    got = zip((-score).tolist(), label.tolist(), strict=True)
+    assert [list(zip(*pair, strict=True)) for pair in got] == expected
 
 
 def test_equal_scores_of_an_image_go_to_the_lower_class():
@@ -160,271 +171,6 @@ def test_scores_are_float32_softmax_even_of_bf16_logits():
 def test_p_outside_one_to_the_class_count_is_refused_by_name(p):
     with pytest.raises(ValueError, match=rf"p is {p}.*5"):
         top_classes(torch.zeros(3, 5), p)
-
-
-@pytest.mark.parametrize("k", [0, -4])
-def test_k_below_one_is_refused_by_name(k):
-    with pytest.raises(ValueError, match=f"k is {k}"):
-        Ranking(5, k)
-
-
-# --- sort_key -----------------------------------------------------------------------------------
-
-priorities = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.sampled_from(
-    [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, float("inf"), float("-inf")]
-)
-positions = st.integers(0, 2**32 - 1)
-
-
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(priorities, positions, priorities, positions)
-def test_keys_order_as_priority_then_position(one, first, other, second):
-    keys = sort_key(torch.tensor([one, other], dtype=torch.float32), torch.tensor([first, second]))
-    expected = (one, -first) > (other, -second)
-    assert bool(keys[0] > keys[1]) == expected
-    assert bool(keys[0] == keys[1]) == ((one, first) == (other, second))
-    assert (keys > EMPTY).all()
-
-
-def test_minus_zero_and_zero_are_equal_priorities():
-    zeros = torch.tensor([0.0, -0.0, -0.0, 0.0])
-    keys = sort_key(zeros, torch.tensor([3, 2, 1, 0]))
-    assert keys.argsort(descending=True).tolist() == [3, 2, 1, 0]
-
-
-# --- Ranking ------------------------------------------------------------------------------------
-
-
-@st.composite
-def streams(draw):
-    """Candidates with many equal, negative and zero priorities; their number of groups; a k."""
-    groups = draw(st.integers(1, 4))
-    pairs = draw(st.lists(st.tuples(st.integers(0, groups - 1), st.integers(0, 30)), unique=True))
-    level = st.sampled_from([-2.5, -1.0, -0.0, 0.0, 0.25, 3.0])
-    candidates = [
-        (group, draw(level), position, draw(st.integers(0, 5)), position / 64)
-        for group, position in pairs
-    ]
-    return candidates, groups, draw(st.integers(1, 12))
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(streams(), st.randoms(use_true_random=False))
-def test_any_split_and_any_merge_order_gives_the_reference_rows(stream, chance):
-    candidates, groups, k = stream
-    candidates = [(g, priority, n, g, score) for g, priority, n, _, score in candidates]
-    expected = reference_ranking(candidates, groups, k)
-    assert as_rows(rank(candidates, groups, k)) == expected
-
-    shuffled = chance.sample(candidates, len(candidates))
-    parts = [Ranking(groups, k) for _ in range(3)]
-    while shuffled:
-        size = chance.randint(1, 9)
-        chance.choice(parts).add(*columns(shuffled[:size]))
-        shuffled = shuffled[size:]
-    chance.shuffle(parts)
-    for other in parts[1:]:
-        parts[0].merge(other)
-    assert as_rows(parts[0]) == expected
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(streams())
-def test_one_group_for_all_labels_comes_out_ranked_within_each_label(stream):
-    candidates, _, k = stream
-    seen = {c[2]: (0, *c[1:]) for c in candidates}  # one group meets a position once
-    candidates = list(seen.values())
-    assert as_rows(rank(candidates, 1, k)) == reference_ranking(candidates, 1, k)
-
-
-LEVELS = {
-    "any": lambda chance, rows: chance.normal(size=rows),
-    "softmax": lambda chance, rows: chance.random(rows) ** 4,
-    "saturated": lambda chance, rows: chance.choice([1.0, 1.0 - 2**-24, 0.5], rows),
-    "zeros": lambda chance, rows: chance.choice([0.0, -0.0, 1e-45, -1e-45], rows),
-    "infinite": lambda chance, rows: chance.choice([np.inf, -np.inf, 0.0, 3e38, -3e38], rows),
-    "rising": lambda chance, rows: np.arange(rows) / rows,
-    "falling": lambda chance, rows: -np.arange(rows) / rows,
-}
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Scored candidates, and what a full sort makes of them."""
-
-    seed: int
-    groups: int  # the highest two stay empty
-    k: int
-    rows: int
-    tied: float  # share of the candidates that have another one's score
-    level: str
-
-    @cached_property
-    def table(self):
-        """group, score, position: (rows,) each, no position twice."""
-        chance = np.random.default_rng(self.seed)
-        popular = chance.random(max(1, self.groups - 2)) ** 3 + 1e-3  # some classes are rare
-        group = chance.choice(len(popular), self.rows, p=popular / popular.sum())
-        score = LEVELS[self.level](chance, self.rows).astype(np.float32)
-        copies = chance.random(self.rows) < self.tied
-        score[copies] = score[chance.integers(0, max(1, self.rows // 5), copies.sum())]
-        position = chance.permutation(self.rows) * 3 + chance.choice([0, 2**32 - 3 * self.rows - 1])
-        return group, score, position
-
-    def columns(self, part):
-        """The candidates at the places `part`, for Ranking.add."""
-        group, score, position = (torch.from_numpy(column[part]) for column in self.table)
-        return group, score, position, group, score
-
-    def sorted_rows(self):
-        """All sorted at once, then the first k of every group."""
-        group, score, position = self.table
-        order = np.lexsort((position, -score, group))
-        sorted_group = group[order]
-        place = np.arange(self.rows) - np.searchsorted(sorted_group, sorted_group)
-        kept, place = order[place < self.k], place[place < self.k]
-        columns = position[kept], group[kept], score[kept], place + 1
-        return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
-some_streams = st.builds(
-    Stream,
-    seed=st.integers(0, 2**32 - 1),
-    groups=st.integers(1, 9),
-    k=st.integers(1, 12) | st.integers(30, 1000),
-    rows=st.integers(0, 40) | st.integers(200, 900),
-    tied=st.sampled_from([0.0, 0.3, 1.0]),
-    level=st.sampled_from(sorted(LEVELS)),
-)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(some_streams, st.randoms(use_true_random=False), st.integers(1, 8), st.booleans())
-def test_any_batches_shards_and_merge_tree_give_the_result_of_a_full_sort(
-    stream, chance, tables, in_order
-):
-    parts = [SmallRanking(stream.groups, stream.k) for _ in range(tables)]
-    places = np.arange(stream.rows)
-    if not in_order:
-        chance.shuffle(places)
-    while len(places):
-        size = chance.choice([1, 20, 90, 400])
-        part = chance.choice(parts)
-        part.add(*stream.columns(places[:size]))
-        if chance.random() < 0.1:  # a save in between changes nothing
-            part.state_dict()
-        places = places[size:]
-    while len(parts) > 1:  # any tree
-        other = parts.pop(chance.randrange(len(parts)))
-        chance.choice(parts).merge(other)
-    assert as_rows(parts[0]) == stream.sorted_rows()
-
-
-@pytest.mark.parametrize("level", ["softmax", "saturated", "rising"])
-def test_a_long_stream_gives_the_result_of_a_full_sort(level):
-    stream = Stream(seed=8, groups=12, k=300, rows=400_000, tied=0.3, level=level)
-    ranking = Ranking(stream.groups, stream.k)
-    for part in np.array_split(np.arange(stream.rows), 90):
-        ranking.add(*stream.columns(part))
-    assert ranking.room < stream.rows / 5  # candidates were dropped on the way
-    assert as_rows(ranking) == stream.sorted_rows()
-
-
-def test_merge_is_commutative_and_associative():
-    chance = random.Random(5)
-    stream = [(n % 3, chance.choice([0.1, 0.5, 0.9]), n, n % 3, n / 128) for n in range(90)]
-    a, b, c = stream[:20], stream[20:70], stream[70:]
-
-    def merged(*parts):
-        total = rank(parts[0], 3, 8)
-        for part in parts[1:]:
-            total.merge(rank(part, 3, 8))
-        return as_rows(total)
-
-    right = rank(b, 3, 8)
-    right.merge(rank(c, 3, 8))
-    grouped = rank(a, 3, 8)
-    grouped.merge(right)
-    expected = reference_ranking(stream, 3, 8)
-    assert merged(a, b, c) == merged(c, a, b) == merged(b, c, a) == as_rows(grouped) == expected
-
-
-def test_equal_priorities_go_to_the_lower_position_whatever_came_first():
-    stream = [(0, 0.5, position, 0, 0.5) for position in (9, 2, 7, 2**32 - 1, 0)]
-    assert [row[0] for row in as_rows(rank(stream, 1, 3))] == [0, 2, 7]
-
-
-def test_memory_does_not_grow_with_the_pool():
-    ranking = SmallRanking(4, 5)
-    for position in torch.arange(3000).split(100):  # each better than those before it
-        ranking.add(position % 4, position.float(), position, position % 4, torch.rand(100))
-        assert len(ranking.buffer[0]) == ranking.room == SmallRanking.BUFFER
-    ranking.rows()
-    assert ranking.key.shape == ranking.label.shape == ranking.score.shape == (4, 5)
-
-
-def test_a_k_above_what_the_pool_holds_takes_no_memory():
-    ranking = SmallRanking(3, 10**12)
-    position = torch.arange(300)
-    group = position // 100  # as in a pool in folders: one class after the other
-    ranking.add(group, position / 300, position, group, position / 300)
-    assert [row[0] for row in as_rows(ranking)] == [
-        n + 99 - m for n in (0, 100, 200) for m in range(100)
-    ]
-    assert ranking.key.shape == (3, 100)
-
-
-def test_candidates_may_be_overwritten_once_added():
-    ranking = Ranking(1, 2)
-    score, position, group = torch.tensor([0.5, 0.25]), torch.arange(2), torch.zeros(2).long()
-    ranking.add(group, score, position, group, score)
-    score[:], position[:] = 0.75, 9
-    assert as_rows(ranking) == [(0, 0, 0.5, 1), (1, 0, 0.25, 2)]
-
-
-@pytest.mark.parametrize("position", [-1, 2**32, 2**40])
-def test_a_position_that_a_key_cannot_hold_is_refused_by_name(position):
-    ranking = rank([(0, 0.5, 7, 0, 0.5), (0, 0.5, position, 0, 0.5)], 1, 3)
-    with pytest.raises(ValueError, match=f"position {position} .*4294967295"):
-        ranking.rows()
-
-
-def test_a_score_that_is_not_a_number_is_refused():
-    ranking = rank([(0, 0.5, 7, 0, 0.5), (0, float("nan"), 8, 0, 0.5)], 1, 1)
-    with pytest.raises(FloatingPointError, match=r"1 scores .* NaN"):
-        ranking.rows()
-
-
-def test_cut_keeps_the_best_of_each_group():
-    stream = [(n % 3, (n * 37 % 90) / 8, n, n % 3, n / 128) for n in range(90)]
-    ranking = rank(stream, 3, 20)
-    ranking.cut(4)
-    assert as_rows(ranking) == reference_ranking(stream, 3, 4)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_ranks_like_the_cpu():
-    stream = Stream(seed=5, groups=7, k=50, rows=20_000, tied=0.3, level="any")
-    ranking = SmallRanking(7, 50, "cuda")
-    for part in np.array_split(np.arange(20_000), 40):
-        ranking.add(*(column.cuda() for column in stream.columns(part)))
-    assert as_rows(ranking) == stream.sorted_rows()
-
-
-def test_an_empty_ranking_and_an_empty_batch_give_no_rows():
-    nothing = torch.empty(0)
-    ranking = Ranking(3, 2)
-    ranking.add(nothing.long(), nothing, nothing.long(), nothing.long(), nothing)
-    assert as_rows(ranking) == as_rows(Ranking(3, 2)) == []
-
-
-def test_a_saved_state_goes_on_to_the_same_rows():
-    stream = [(n % 2, -n / 8, n, n % 2, n / 64) for n in range(40)]
-    first = rank(stream[:15], 2, 6)
-    second = Ranking(2, 6)
-    second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
-    second.add(*columns(stream[15:]))
-    assert as_rows(second) == reference_ranking(stream, 2, 6)
 
 
 # --- random_priority ----------------------------------------------------------------------------
@@ -464,40 +210,117 @@ def test_random_priorities_are_uniform_from_zero_to_one():
     assert torch.corrcoef(pairs)[0, 1].abs() < 0.035  # neighbours do not follow each other
 
 
-# --- benchmarks/ranking.py ----------------------------------------------------------------------
+# --- Selector -----------------------------------------------------------------------------------
+
+POOL, CLASSES, P, K, SEED = 300, 7, 3, 12, 4
 
 
-def test_simulated_rows_are_like_scored_ones():
-    batches = list(Simulation(classes=20, p=4, device="cpu").batches(40_000, 512))
-    label, score, position, *_ = (torch.cat(part) for part in zip(*batches, strict=True))
-    assert position.tolist() == [n for n in range(40_000) for _ in range(4)]
-    rows, labels = score.view(-1, 4), label.view(-1, 4).sort(1).values
-    assert (rows[:, 1:] <= rows[:, :-1]).all()  # falling
-    assert (labels[:, 1:] > labels[:, :-1]).all()  # of different classes
-    assert score.min() > 0 and (rows.sum(1) <= 1).all()
-    assert len(rows[:, 0].unique()) > 0.98 * len(rows)  # the block does not just come again
-    count = label.bincount(minlength=20)
-    assert count.max() > 3 * count.min()  # some classes are popular
+def pool():
+    """logits (POOL,C), which entries are usable, and the tags of all."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(POOL, CLASSES, generator=generator)
+    usable, tags = torch.arange(POOL) % 11 != 3, torch.arange(POOL) % 9 - 1
+    tags[tags >= CLASSES] = -1
+    return logits, usable, tags
 
 
-@pytest.mark.slow
-def test_the_benchmark_ranks_as_the_slow_ways_do_and_writes_its_figures(tmp_path):
-    script = Path(__file__).parents[1] / "benchmarks" / "ranking.py"
-    flags = ("--quick", "--batch", "512", "--json", tmp_path / "figures.json")
-    done = subprocess.run(
-        [sys.executable, script, *flags], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    assert {"device", "cpu", "threads", "python", "torch", "numpy"} < report.keys()
-    assert [entry["rows"] for entry in report["streams"]] == [20_000, 40_000]
-    for entry in report["streams"]:
-        assert entry["selected"] == entry["classes"] * entry["k"]
-        assert entry["table_bytes"] == 16 * entry["selected"]
-        assert entry["mib_before"] <= entry["mib_peak"] <= entry["mib_peak_with_sorted_rows"]
-        assert entry["rows_per_second"] > 0
-    (best,), (merge,) = report["top_classes"], report["merges"]
-    assert best["rows_per_second"] > 0 and best["full_sort_rows_per_second"] > 0
-    assert merge["seconds_a_table"] > 0
-    assert report["references"]["same_selection"] is True
-    assert report["references"]["rows_per_second"].keys() == {"ranking", "topk", "heaps", "sort"}
+def chunks(size=32):
+    columns = pool()
+    for first in range(0, POOL, size):
+        yield first, *(column[first : first + size] for column in columns)
+
+
+def selector(strategy, min_score=0.0):
+    return Selector(CLASSES, strategy, p=P, k=K, seed=SEED, min_score=min_score)
+
+
+def walked(strategy, min_score=0.0):
+    one = selector(strategy, min_score)
+    for chunk in chunks():
+        one.add(*chunk)
+    return one
+
+
+def slow_selection(strategy, min_score):
+    """Lists and sorting, for every strategy."""
+    logits, usable, tags = pool()
+    scores = logits.softmax(1).tolist()
+    images = [image for image in range(POOL) if usable[image]]
+    if strategy == "ranked":
+        # Where every class is a candidate's own, only the min_score is missing from `select`.
+        rows = select([scores[i] for i in images], P, POOL)
+        rows = [row for row in rows if row[2] >= min_score and row[3] <= K]
+        return [(images[i], *row) for i, *row in rows]
+    label_of = {i: scores[i].index(max(scores[i])) for i in images}
+    if strategy == "tags":
+        label_of = {i: int(tags[i]) for i in images if tags[i] >= 0}
+    label_of = {i: label for i, label in label_of.items() if scores[i][label] >= min_score}
+    shuffled = {i: reference_splitmix(i, SEED) for i in images}
+    if strategy == "unbalanced":
+        order = sorted(label_of, key=lambda i: (-scores[i][label_of[i]], i))
+    else:
+        order = sorted(label_of, key=lambda i: (-shuffled[i], i))
+    if strategy in ("unbalanced", "random"):
+        order = order[: len(slow_selection("ranked", min_score))]
+    rows = []
+    for label in range(CLASSES):
+        mine = [i for i in order if label_of[i] == label]
+        if strategy in ("random-in-class", "tags"):
+            mine = mine[:K]
+        rows += [(i, label, scores[i][label], rank) for rank, i in enumerate(mine, 1)]
+    return rows
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("min_score", [0.0, 0.4])
+def test_every_strategy_selects_what_sorted_lists_do(strategy, min_score):
+    expected = slow_selection(strategy, min_score)
+    assert len(expected) > CLASSES
+    assert listed(walked(strategy, min_score).rows()) == expected
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("min_score", [0.0, 0.4])
+def test_selectors_of_parts_merge_to_that_of_the_whole_pool(strategy, min_score):
+    whole = walked(strategy, min_score)
+    parts = [selector(strategy, min_score) for _ in range(3)]
+    for number, chunk in enumerate(chunks()):
+        parts[number % 3].add(*chunk)
+    saved = selector(strategy, min_score)
+    saved.load_state_dict(parts[0].state_dict())
+    saved.merge(parts[2])
+    saved.merge(parts[1])
+    assert saved.scored == whole.scored == 300 - 27
+    assert torch.equal(saved.histogram, whole.histogram)
+    assert listed(saved.rows()) == listed(whole.rows())
+
+
+def test_a_state_holds_what_older_runs_saved():
+    state = walked("random").state_dict()
+    assert list(state) == ["position", "scored", "histogram", "tables"]
+    assert list(state["tables"]) == ["ranked", "random"]
+    for table in state["tables"].values():
+        types = {name: column.dtype for name, column in table.items()}
+        assert types == {"key": torch.int64, "label": torch.int32, "score": torch.float32}
+
+
+def test_the_histogram_counts_the_best_score_of_every_usable_image():
+    one = selector("ranked")
+    best = []
+    for first, logits, usable, _ in chunks():
+        score, _ = one.add(first, logits, usable)
+        best.append(score[usable, 0])
+    expected = torch.histc(torch.cat(best), SCORE_BINS, 0, 1).long()
+    assert torch.equal(one.histogram, expected)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("min_score", [0.0, 0.4])
+def test_a_teacher_that_makes_nan_is_an_error_and_no_selection(strategy, min_score):
+    one = selector(strategy, min_score)
+    logits = torch.randn(20, CLASSES)
+    logits[5] = float("nan")
+    one.add(0, logits, torch.ones(20, dtype=torch.bool), torch.zeros(20, dtype=torch.int64))
+    assert one.histogram[0] >= 1
+    with pytest.raises(FloatingPointError, match="NaN; check the network"):
+        one.state_dict()
