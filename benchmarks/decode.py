@@ -8,8 +8,8 @@ and PNG (32 pixels), as files and as tar shards.  Timed in turn, --repeats times
 
 imdecode   cv2.imdecode of the same bytes in memory, one thread, nothing else done
 at once    the same in as many processes as there are cores, all together: what the cores give
-files      open_pools on the folder: listing, reading, decoding, fitting, fingerprints, writing
-shards     open_pools on the tar shards
+files      open_pool on the folder: listing, reading, decoding, fitting, checksums, writing
+shards     open_pool on the tar shards
 PIL        torchvision's ImageFolder in a DataLoader with as many workers, resized and cropped
 
 The ratios are those of files and shards to (cores x imdecode), and to `at once`.
@@ -36,7 +36,7 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from data import open_pools
+from data import open_pool
 from data.workers import KEEP_MEMORY, cores, rest
 
 KINDS = {  # name: suffix, height, width
@@ -117,12 +117,12 @@ def imdecode(folder, count):
 
 
 def build(spec, size):
-    """Images a second of open_pools on a pool that has no cache yet."""
+    """Images a second of open_pool on a pool that has no cache yet."""
     with tempfile.TemporaryDirectory(dir=Path(spec).parents[1]) as data_dir:
         began = time.perf_counter()
-        [pool] = open_pools([spec], data_dir, size)
+        pool = open_pool([spec], data_dir, size)
         seconds = time.perf_counter() - began
-        assert not pool.skipped
+        assert not pool.unreadable
         return len(pool) / seconds
 
 

@@ -1,71 +1,83 @@
 """Images: labelled sets and unlabelled pools as uint8 arrays.
 
-decode      bytes -> RGB pixels, the square crop, the hash of the pixels
-rows        many images to rows of pixels in a file
-worker      a program that does so, for
-workers     decoding in processes of its own
-listing     the entries of a pool: names, stamps, parts
-files       image files in folders and tar shards
-tar         the members of a tar archive
-cache       decoded images on the disk, memory-mapped
-download    downloads that give up in time
-labelled    cifar100, cifar10, digits, folders, each in its canonical order
-splits      labelled, validation and held-out images
-pools       heldout, cifar10, tiny-imagenet, stl10, patches, folders, tar shards
-joined      several pools as one
-duplicates  pool images that equal, or nearly equal, a labelled one
+To be read in this order:
+
 images      many images as uint8, wherever they lie, batch by batch
-augment     whole batches augmented and normalised on their device
-selection   the files between step 2 and step 3
+splits      labelled, validation and held-out images
+labelled    cifar100, cifar10, digits and folders, each in canonical order
+sources     heldout, cifar10, tiny-imagenet, stl10, patches, folders, tar shards
+pool        several sources as one
+duplicates  pool images that equal, or nearly equal, a labelled one
+selection   the files that step 2 writes
+augment     whole batches, augmented and normalised on their device
+
+What carries these:
+
+listing     the entries of a source: names, sizes, blocks
+files       the image files in folders and tar shards, as listings
+cache       decoded images on the disk, memory-mapped
+workers     decoding in processes of our own
+worker      what such a process does
+decode      bytes -> RGB pixels, the square crop, hashes
+whole_file  files that appear whole or not at all
 """
 
 import os
 
-# OpenCV reads these two while it is imported, and every part of this package imports it later than
-# here.  Its own pixel limit lets a small file with a false header claim gigabytes; 2**26 pixels
-# (8192 x 8192) are 200 MB and more than any camera makes.  Broken files are expected and reported
-# by name in skipped.csv, so OpenCV's own lines about them are noise.
+# OpenCV reads both settings while it is imported, which every file of this package does later.
+# The pixel limit bounds the memory that one image can take: 2**26 pixels (8192 x 8192) are 201 MB.
+# With OpenCV's own limit, 2**30, a small damaged file that claims to be large could take 3.2 GB.
+# Larger pictures (some phones make 200 megapixels) are listed in skipped.csv, unless the user sets
+# a higher limit.  Damaged files are listed too, so OpenCV's own messages about them are not shown.
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+
+from models.download import sha256_of_file
 
 from . import selection
 from .augment import POLICIES, Augment, Normalise
 from .decode import (
-    IMAGE_SUFFIXES,
     Unreadable,
+    checksums,
     decode,
-    fingerprints,
     fit_square,
     pixel_hash,
     read_file,
 )
 from .duplicates import LeakGuard
+from .files import list_folder
 from .images import Images
-from .joined import JoinedPools
-from .labelled import LABELLED_SETS, LabelledSet, load_labelled
-from .pools import Pool, open_pools
+from .labelled import LABELLED_SETS, LabelledImages, LabelledSet, load_labelled
+from .pool import Pool, open_pool
+from .sources import Source
 from .splits import Split, split
+from .whole_file import whole_file, write_json, write_text
 
 __all__ = [
-    "IMAGE_SUFFIXES",
     "LABELLED_SETS",
     "POLICIES",
     "Augment",
     "Images",
-    "JoinedPools",
+    "LabelledImages",
     "LabelledSet",
     "LeakGuard",
     "Normalise",
     "Pool",
+    "Source",
     "Split",
     "Unreadable",
+    "checksums",
     "decode",
-    "fingerprints",
     "fit_square",
+    "list_folder",
     "load_labelled",
-    "open_pools",
+    "open_pool",
     "pixel_hash",
     "read_file",
     "selection",
+    "sha256_of_file",
     "split",
+    "whole_file",
+    "write_json",
+    "write_text",
 ]

@@ -1,12 +1,12 @@
-"""Whole batches of uint8 images, augmented and normalised on the device that holds them."""
+"""Whole batches of uint8 images, augmented and normalised on their device."""
 
 import torch
 from torchvision.transforms import v2
 
 POLICIES = ("none", "crop", "crop-flip", "randaugment", "trivialaugment")
 
-# v2's policies draw one operation a call.  A call an image costs more than a small network's step
-# on a CPU and a call a batch gives all its images the same operation; a call on eight is between.
+# torchvision's policies draw one operation for all images of a call.  A call for every image is
+# slow; a call for a whole batch would change all its images alike.  Hence a call for eight images.
 _POLICY_GROUP = 8
 
 
@@ -22,22 +22,22 @@ class Normalise:
 
     def __call__(self, images):
         batch, side = images.shape[:2]
-        # A row of 3 S numbers instead of 3: on a CPU broadcasting along 3 takes five times as long.
+        # For a whole line of 3 S numbers: on a CPU that takes half as long as for 3 at a time.
         mean, scale = self.mean.repeat(side), self.scale.repeat(side)
-        rows = images.reshape(batch, side, 3 * side).float().sub_(mean).mul_(scale)
-        return rows.view(images.shape).permute(0, 3, 1, 2)  # as a view: channels_last in memory
+        lines = images.reshape(batch, side, 3 * side).float().sub_(mean).mul_(scale)
+        return lines.view(images.shape).permute(0, 3, 1, 2)  # a view, so channels_last in memory
 
 
 class Augment:
     """A training batch: uint8 images (B,S,S,3), labels (B,) -> float (B,3,S,S), targets.
 
-    policy   none; crop: shifts of up to an eighth of the side, mirrored at the border; crop-flip:
-             and left-right; randaugment (Cubuk et al. 2019) or trivialaugment (Mueller & Hutter
-             2021): torchvision v2's on top of crop-flip
-    mixup, cutmix   the alpha of their Beta distribution, 0 for off; with both on a batch gets one
-             of them, by the toss of a coin (Zhang et al. 2017; Yun et al. 2019)
+    policy   none; crop: shifted by up to an eighth of the side, mirrored at the border; crop-flip:
+             also flipped left to right, half of them; randaugment (Cubuk et al. 2019) or
+             trivialaugment (Mueller & Hutter 2021): crop-flip, then torchvision's policy
+    mixup, cutmix   the alpha of their Beta distribution, 0 for off (Zhang et al. 2017; Yun et al.
+             2019); with both on, each batch gets one of them at random
     Targets are the labels (B,), or class probabilities (B,C) with mixup or cutmix.  Random numbers
-    come from torch's global generators.
+    come from torch's global generators.  Raises ValueError for an unknown policy.
     """
 
     def __init__(self, normalise, policy, num_classes, mixup=0.0, cutmix=0.0):
@@ -65,15 +65,19 @@ class Augment:
 def shift_and_flip(images, most, flip=True):
     """Shift every image by up to `most` pixels each way, mirrored at the border, and flip half.
 
-    images: uint8 (B,S,S,3) -> the same shape.  One gather does both, by a flat index of whole
-    pixels: on a CPU a third of the time of indexing image, row and column.
+    images: uint8 (B,S,S,3) -> the same shape
+
+    One gather of whole pixels by a flat index does both.  On a CPU it takes a third of the time of
+    an index of image, row and column.
     """
     batch, side = images.shape[:2]
     device = images.device
     most = min(most, side - 1)
     shift = torch.randint(-most, most + 1, (2, batch, 1), device=device)
-    rows, columns = (side - 1 - (torch.arange(side, device=device) + shift)).abs()  # mirror below 0
-    rows, columns = (side - 1 - rows).abs(), (side - 1 - columns).abs()  # and above side - 1
+    rows, columns = (
+        side - 1 - (torch.arange(side, device=device) + shift)
+    ).abs()  # mirrored at side - 1
+    rows, columns = (side - 1 - rows).abs(), (side - 1 - columns).abs()  # and at 0
     if flip:
         flipped = torch.rand(batch, 1, device=device) < 0.5
         columns = torch.where(flipped, side - 1 - columns, columns)

@@ -1,230 +1,197 @@
-"""Decode once: folders of memory-mapped uint8 images, each written whole or not at all.
+"""Decode once: images as memory-mapped squares of pixels, in blocks that are written whole.
 
-    <cache_dir>/<name>-<size>px-<key>/images.npy   uint8 (n, size, size, 3)
-                                      prints.npy   uint8 (n, 16), `fingerprints` of the rows
-                                      hashes.npy   uint8 (n, 16), `pixel_hash` } labelled sets
-                                      order.npy    int64 (n,), see Part        } only
-                                      meta.json    written last
+    <cache_dir>/<name>-<size>px-<key>/images.npy        uint8 (n, size, size, 3)
+                                      checksums.npy     uint8 (n, 16), `checksums` of the images
+                                      pixel_hashes.npy  uint8 (n, 16), of a labelled set only
+                                      meta.json         written last
 
-A folder holds one part of a pool, or one part (train, test) of a labelled set.  It can be deleted
-at any time; it is built again when it is next needed.
+Each folder holds one block of a source.  It may be deleted at any time; it is built again when it
+is next needed.
 """
 
 import hashlib
 import json
-import os
 import shutil
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-import distributed
-
+from .listing import spans
+from .whole_file import remove, whole_file
 from .workers import chunk_size, decode_all
 
-VERSION = 2  # raise it when the pixels or the files change
-ROWS = 256  # copied at a time
-ABANDONED = 3600  # seconds without a row: whoever was writing it has been killed
+VERSION = 3  # raise it when the pixels or the files change
+ABANDONED = 3600  # seconds without a new image after which a folder's writer is taken to be dead
 
 
 @dataclass(frozen=True)
-class Part:
-    """images: uint8 (n, S, S, 3), read-only memory map, zeros where skipped;  prints: uint8 (n, 16)
-    memory map, `fingerprints` of the images;  skipped: {entry: reason}
+class Block:
+    """images: uint8 (n, S, S, 3), zeros where unreadable;  checksums, pixel_hashes: uint8 (n, 16)
 
-    Of a cache with an order also: hashes: uint8 (n, 16), `pixel_hash`;  order: int64 (n,), the
-    entry that each row came from.
+    All are read-only memory maps.  unreadable: {index in the block: reason}
     """
 
     images: np.ndarray
-    prints: np.ndarray
-    skipped: dict[int, str]
-    hashes: np.ndarray | None = None
-    order: np.ndarray | None = None
+    checksums: np.ndarray
+    unreadable: dict[int, str]
+    pixel_hashes: np.ndarray | None = None
 
 
 class Cache:
-    """The parts of one pool, or the single part of a labelled set."""
+    """The decoded images of one source."""
 
-    def __init__(self, cache_dir, name, source, parts, size, arrange=None):
+    def __init__(self, cache_dir, name, source, key, size, hashes=False):
         """
-        source: a Listing or Pictures;  size: side of the images
-        parts: [(start, stop, key)], consecutive entries of the source; key: JSON-able, changes when
-            any of these entries does
-        arrange(hashes, skipped): int64 positions, the rows to keep in the order to keep them; None
-            keeps every entry in its place
+        source: a Listing or MemorySource;  key: JSON-able, tells this source from any other
+        size: side of the images in pixels;  hashes: whether `pixel_hash` of each is kept too
 
-        Raises ValueError where there are no entries.
+        Raises ValueError where the source has no entries.
         """
-        if not parts:
+        if not len(source):
             raise ValueError(f"no images to cache for {name!r}; check that its folder holds images")
-        self.name, self.source, self.size, self.arrange = name, source, size, arrange
-        self.parts = []
-        for start, stop, key in parts:
-            text = json.dumps([VERSION, size, stop - start, key], sort_keys=True)
-            digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
-            folder = Path(cache_dir).absolute() / f"{name}-{size}px-{digest[:16]}"
-            self.parts.append((start, stop, folder))
+        self.name, self.source, self.size, self.hashes = name, source, size, hashes
+        self.blocks = []  # (first, last + 1, folder)
+        for (start, stop), own_key in zip(spans(len(source)), source.keys, strict=True):
+            facts = [VERSION, size, hashes, stop - start, key, own_key]
+            text = json.dumps(facts, sort_keys=True).encode("utf-8", "backslashreplace")
+            folder = f"{name}-{size}px-{hashlib.sha256(text).hexdigest()[:16]}"
+            self.blocks.append((start, stop, Path(cache_dir).absolute() / folder))
 
-    def build(self, share=(0, 1)):
-        """Build what is missing or damaged of the parts rank, rank + size, ..; share: (rank, size).
+    def build(self, rank=0, processes=1):
+        """Build what is missing or damaged of every `processes`-th block from number `rank` on.
 
-        Raises OSError (disk full, no permission); nothing is left of the parts under way.
+        Raises OSError (disk full, no permission); nothing is left of unfinished blocks.
         """
-        rank, size = share
-        missing = [part for part in self.parts[rank::size] if _load(part[2]) is None]
+        missing = [block for block in self.blocks[rank::processes] if _load(block[2]) is None]
         if missing:
-            _build(missing, self)
+            _build(self, missing)
 
     def open(self):
-        """Every part, built first where it is missing: -> [Part]."""
-        parts = [_load(folder) for *_, folder in self.parts]
-        if None in parts:
-            self.build()
-            parts = [_load(folder) for *_, folder in self.parts]
-        for (*_, folder), part in zip(self.parts, parts, strict=True):
-            if part is None:
+        """-> [Block]; missing ones are built first.  Raises OSError."""
+        self.build()
+        blocks = [_load(folder) for *_, folder in self.blocks]
+        for (*_, folder), block in zip(self.blocks, blocks, strict=True):
+            if block is None:
                 raise OSError(f"the cache {folder} cannot be read back; delete it and try again")
-        return parts
+        return blocks
 
 
 def _load(folder):
-    """The Part in a folder, or None where it is missing, unfinished or damaged."""
+    """The Block in a folder, or None where it is missing, unfinished or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         for file, size in meta["bytes"].items():
             if (folder / file).stat().st_size != size:
                 return None
-        return Part(
-            skipped={int(row): reason for row, reason in meta["skipped"].items()},
+        return Block(
+            unreadable={int(index): reason for index, reason in meta["unreadable"].items()},
             **{Path(file).stem: np.load(folder / file, mmap_mode="r") for file in meta["bytes"]},
         )
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
         return None
 
 
-def _build(parts, cache):
-    """Decode the parts of a cache, one after the other without a pause between them."""
-    _clear_abandoned(parts[0][2].parent)
-    total, under_way = sum(stop - start for start, stop, _ in parts), {}
+def _build(cache, missing):
+    """Decode the missing blocks; the workers go from one to the next without a pause."""
+    cache_dir = missing[0][2].parent
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    _clear_abandoned(cache_dir)
+    total = sum(stop - start for start, stop, _ in missing)
     chunk = chunk_size(total)
 
     def tasks():
-        for start, stop, folder in parts:
-            new = under_way[folder] = _NewPart(start, stop, folder, cache)
-            new.begin()
+        for start, stop, folder in missing:
+            block = _NewBlock(cache, start, stop, folder, unfinished)
             for first in range(start, stop, chunk):
                 last = min(first + chunk, stop)
-                task = new.task(first, cache.source.sources(first, last))
-                yield (new, first, last), task
+                yield (block, first, last), block.task(first, last)
 
-    def take(tag, prints, hashes, reasons):
-        new, first, last = tag
-        new.take(first, prints, hashes, reasons)
+    def take(tag, *answer):
+        block, first, last = tag
+        block.take(first, *answer)
         bar.update(last - first)
-        if last == new.stop:
-            new.finish()
-            del under_way[new.folder]
+        if last == block.stop:
+            block.finish()
 
     bar = tqdm(total=total, desc=f"decode {cache.name}", unit="image", disable=None, leave=False)
-    try:
-        with bar:
-            decode_all(tasks(), total, take, cache.source.in_memory)
-    finally:  # also at Ctrl-C and SIGTERM: half a part is of no use to anybody
-        for new in under_way.values():
-            new.remove()
+    with bar, ExitStack() as unfinished:
+        decode_all(tasks(), total, take, cache.source.in_memory)
 
 
 def _clear_abandoned(cache_dir):
-    """Remove what killed processes have left; others may still be at work beside this one."""
+    """Remove what killed processes have left; others may be writing at this moment."""
     for images in cache_dir.glob("*.partial-*/images.npy"):
-        with suppress(OSError):  # finished, or cleared by another process, this moment
+        with suppress(OSError):  # just finished, or just cleared by another process
             if time.time() - images.stat().st_mtime > ABANDONED:
                 shutil.rmtree(images.parent, ignore_errors=True)
 
 
-class _NewPart:
-    """A part being built beside its final place: readers see all of it or nothing."""
+class _NewBlock:
+    """A block being built in a temporary folder."""
 
-    def __init__(self, start, stop, folder, cache):
-        self.start, self.stop, self.folder = start, stop, folder
-        self.size, self.arrange = cache.size, cache.arrange
-        unusable = cache.source.unusable
-        self.skipped = {i - start: unusable[i] for i in range(start, stop) if i in unusable}
-        self.partial = folder.with_name(f"{folder.name}.partial-{distributed.unique_name()}")
-        self.images = self.partial / "images.npy"
-        self.prints = np.zeros((stop - start, 16), np.uint8)
-        self.hashes = None if self.arrange is None else np.zeros_like(self.prints)
+    def __init__(self, cache, start, stop, folder, unfinished):
+        """`unfinished`: ExitStack that removes the folder if the block is never finished."""
+        self.cache, self.start, self.stop, self.folder = cache, start, stop, folder
+        known = cache.source.unreadable
+        self.unreadable = {i - start: known[i] for i in range(start, stop) if i in known}
+        self.checksums = np.zeros((stop - start, 16), np.uint8)
+        self.pixel_hashes = np.zeros_like(self.checksums) if cache.hashes else None
+        if _load(folder) is None:
+            remove(folder)  # damaged
+        self.writing = unfinished.enter_context(ExitStack())
+        self.partial = self.writing.enter_context(whole_file(folder))
+        remove(self.partial)
+        self.partial.mkdir()
+        shape = stop - start, cache.size, cache.size, 3
+        self.offset = _create_npy(self.partial / "images.npy", shape)
 
-    def begin(self):
-        self.remove()
-        self.partial.mkdir(parents=True)
-        shape = self.stop - self.start, self.size, self.size, 3
-        self.offset = _create_npy(self.images, shape)
+    def task(self, first, last):
+        """The arguments of `worker.decode_into` for the entries `first` to `last` - 1."""
+        size = self.cache.size
+        return {
+            "file": str(self.partial / "images.npy"),
+            "offset": self.offset + (first - self.start) * size * size * 3,
+            "size": size,
+            "sources": self.cache.source.sources(first, last),
+            "hashes": self.cache.hashes,
+        }
 
-    def task(self, first, sources):
-        """The arguments of `rows.decode_rows` for the entries from `first` on."""
-        offset = self.offset + (first - self.start) * self.size * self.size * 3
-        canonical = self.hashes is not None
-        return {"file": str(self.images), "offset": offset, "size": self.size, "sources": sources,
-                "canonical": canonical}  # fmt: skip
-
-    def take(self, first, prints, hashes, reasons):
-        row = first - self.start
-        self.prints[row : row + len(prints)] = prints
-        if hashes is not None:
-            self.hashes[row : row + len(hashes)] = hashes
-        self.skipped |= {row + i: reason for i, reason in reasons.items()}
+    def take(self, first, checksums, pixel_hashes, reasons):
+        """Note the answer to the task that began with entry `first`."""
+        first -= self.start
+        self.checksums[first : first + len(checksums)] = checksums
+        if pixel_hashes is not None:
+            self.pixel_hashes[first : first + len(pixel_hashes)] = pixel_hashes
+        self.unreadable |= {first + i: reason for i, reason in reasons.items()}
 
     def finish(self):
-        order = slice(None)
-        if self.arrange is not None:
-            order = np.asarray(self.arrange(self.hashes, self.skipped), np.int64)
-            _rearrange(self.images, order)
-            np.save(self.partial / "hashes.npy", self.hashes[order])
-            np.save(self.partial / "order.npy", order)
-        np.save(self.partial / "prints.npy", self.prints[order])
+        """Put the block in its place, unless another process has put its own there meanwhile."""
+        np.save(self.partial / "checksums.npy", self.checksums)
+        if self.pixel_hashes is not None:
+            np.save(self.partial / "pixel_hashes.npy", self.pixel_hashes)
         sizes = {path.name: path.stat().st_size for path in self.partial.iterdir()}
-        meta = {"version": VERSION, "bytes": sizes, "skipped": dict(sorted(self.skipped.items()))}
+        unreadable = dict(sorted(self.unreadable.items()))
+        meta = {"version": VERSION, "bytes": sizes, "unreadable": unreadable}
         (self.partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        self._put_in_place()
-
-    def _put_in_place(self):
         try:
-            os.rename(self.partial, self.folder)
+            self.writing.close()
         except OSError:
-            if _load(self.folder) is None:  # damaged, not another process's finished work
-                shutil.rmtree(self.folder, ignore_errors=True)
-                os.rename(self.partial, self.folder)
-            else:
-                self.remove()
-
-    def remove(self):
-        shutil.rmtree(self.partial, ignore_errors=True)
+            if _load(self.folder) is None:
+                raise
 
 
 def _create_npy(path, shape):
-    """An .npy file of zeros, uint8, that takes no space yet; -> where its first row begins."""
+    """Make an .npy file of zeros, uint8, that takes no disk space yet.
+
+    -> the byte at which its first image begins
+    """
     header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         offset = file.tell()
         file.truncate(offset + int(np.prod(shape)))
     return offset
-
-
-def _rearrange(path, order):
-    """Rewrite images.npy with its rows in the given order."""
-    images = np.load(path, mmap_mode="r")
-    arranged = path.with_name("arranged.npy")
-    offset = _create_npy(arranged, (len(order), *images.shape[1:]))
-    with open(arranged, "r+b") as file:
-        file.seek(offset)
-        for start in range(0, len(order), ROWS):
-            file.write(np.ascontiguousarray(images[order[start : start + ROWS]]))
-    del images  # Windows replaces no file that is still mapped
-    os.replace(arranged, path)

@@ -1,4 +1,4 @@
-"""Bytes to pixels: decoding, the square crop, the hashes by which copies are recognised."""
+"""Bytes to pixels: decoding, the square crop, and the hashes that tell copies of an image."""
 
 import functools
 import hashlib
@@ -11,16 +11,18 @@ import struct
 import cv2
 import numpy as np
 
-MAX_FILE_BYTES = 2**28  # a file under the pixel limit is smaller than this in every format we read
+# Bounds the memory that one file takes before it is decoded.  At the pixel limit (data/__init__.py)
+# a picture of 8 bits a channel has 201 MB uncompressed.
+MAX_FILE_BYTES = 2**28
 
 # O_NONBLOCK: opening a FIFO would otherwise wait for a writer that never comes.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
-_FORMATS = "jpg|jpeg|jpe|png|webp|bmp|dib|ppm|pgm|pbm|pnm|tif|tiff|gif|jp2"
-IMAGE_SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split("|"))
-_ENDINGS = tuple(IMAGE_SUFFIXES), tuple(suffix.encode() for suffix in IMAGE_SUFFIXES)
+_FORMATS = b"jpg jpeg jpe png webp bmp dib ppm pgm pbm pnm tif tiff gif jp2"
+_SUFFIXES = tuple(b"." + name for name in _FORMATS.split())
 
-# How the files begin that OpenCV is handed: it tries its other decoders (HDR, EXR, ...) on nothing.
+# The first bytes of the formats above.  Any other file is refused before OpenCV sees it, so that
+# OpenCV's decoders for further formats (HDR, EXR, ...) never run on unknown files.
 _JPEG = b"\xff\xd8\xff"
 _MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II[*+]\0|MM\0[*+]|P[1-6]\s"
@@ -34,20 +36,22 @@ class Unreadable(Exception):
 
 
 def has_image_suffix(name):
-    """Whether the file name (bytes or str) ends in one of IMAGE_SUFFIXES, in any case."""
-    return name.lower().endswith(_ENDINGS[isinstance(name, bytes)])
+    """Whether a file name (bytes) ends in one of _SUFFIXES, in any case."""
+    return name.lower().endswith(_SUFFIXES)
 
 
 def decode(content, size=None):
-    """The picture in an encoded file: JPEG, PNG, WebP, GIF, BMP, TIFF, PNM or JPEG 2000.
+    """Decode an image file: JPEG, PNG, WebP, GIF, BMP, TIFF, PNM or JPEG 2000.
 
-    content: bytes;  size: the side of the square it is to fit, in pixels: a large JPEG is then
-        decoded at 1/2, 1/4 or 1/8 of its size, at least 1.5 times that side (faster)
+    content: the file's bytes
+    size: side in pixels of the square that the picture will be fitted to, or None.  With it a large
+        JPEG is decoded at 1/2, 1/4 or 1/8 of its size, which is faster; its short side stays at
+        least 1.5 times `size`.
     -> uint8 (H, W, 3), RGB, turned upright by its EXIF orientation
 
-    Grey, palette, 1-bit and CMYK images become RGB; of 16 bits the high byte stays; of an animation
-    the first frame.  Alpha is dropped: transparent pixels show the colour stored beneath them.
-    Raises Unreadable: an empty, truncated, damaged or too large image, or no image at all.
+    Grey, palette, 1-bit and CMYK images become RGB.  Of 16 bits the high byte is kept, of an
+    animation the first frame.  Alpha is dropped: a transparent pixel shows the colour stored in it.
+    Raises Unreadable for an empty, truncated, damaged or too large image, and for any other file.
     """
     if not content:
         raise Unreadable("empty file")
@@ -56,7 +60,7 @@ def decode(content, size=None):
     if not _MAGIC.match(content):
         raise Unreadable("not an image")
     flags = cv2.IMREAD_COLOR_RGB
-    # A JPEG of less than a bit per pixel of the square gains too little to look into it.
+    # A short JPEG is decoded at full size: reading its header would take longer than is saved.
     if size and len(content) >= size * size and content.startswith(_JPEG):
         flags |= _REDUCED[_jpeg_reduction(content, size)]
     try:
@@ -70,7 +74,7 @@ def decode(content, size=None):
     return image
 
 
-_REDUCED = {  # OpenCV's names say grey, but a colour flag beside them wins
+_REDUCED = {  # in spite of the names the result has colour, because IMREAD_COLOR_RGB is set too
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -97,10 +101,10 @@ def _pixel_limit():
 
 
 def read_file(path):
-    """The bytes of a regular file.  Raises Unreadable for what is none or cannot be opened.
+    """The bytes of a regular file.  Raises Unreadable for anything else, or where it won't open.
 
-    Read here rather than by cv2.imread, which crashes on a name that is not UTF-8 and returns
-    half-grey pictures for truncated files.
+    cv2.imread is not used: it crashes on a name that is not UTF-8, and for a truncated file it
+    returns a picture that is half grey.
     """
     try:
         file = os.open(path, _OPEN_FLAGS)
@@ -112,7 +116,7 @@ def read_file(path):
                 raise Unreadable(f"file larger than {MAX_FILE_BYTES} bytes")
             content = os.read(file, status.st_size)
             while len(content) < status.st_size and (more := os.read(file, status.st_size)):
-                content += more  # network file systems may give less at a time
+                content += more  # a network file system may return less than was asked for
         finally:
             os.close(file)
     except OSError as error:
@@ -126,8 +130,8 @@ def fit_square(image, size):
     image: uint8 (H, W, 3);  size: side in pixels
     -> uint8 (size, size, 3); the same pixels where the image has that size already
 
-    Reduced by averaging whole blocks of pixels, which leaves no aliasing and is several times
-    faster than averaging over fractions of pixels, and then by less than 2 between the pixels.
+    A larger image is reduced in two steps: by a whole factor, averaging whole blocks of pixels, so
+    that no aliasing is left; then by the rest, a factor below 2, interpolating between pixels.
     """
     height, width = image.shape[:2]
     if height == width == size:
@@ -151,37 +155,37 @@ def _middle(image, side):
 
 
 def pixel_hash(image):
-    """16 bytes that depend on the decoded pixels and their shape only.
+    """16 bytes that depend only on the decoded pixels and their shape.
 
-    Taken before any resizing, so that every copy of a data set, whatever its (lossless) file
-    format, gives the same hashes.
+    Taken before any resizing, so that every copy of a data set gives the same hashes, whatever its
+    (lossless) file format.
     """
     digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image))
     return digest.digest()
 
 
-def fingerprints(images):
+def checksums(images):
     """16 bytes for each image as the network sees it: equal pixels give equal bytes.
 
     images: uint8 (N, S, S, 3) -> uint8 (N, 16)
 
-    Two sums of the pixels, eight at a time, times fixed random numbers, modulo 2**64: twenty times
-    as fast as `pixel_hash`.  Different images agree by chance in fewer than 1 of 2**56 pairs; only
-    somebody who means to could make two that agree.
+    A checksum is two sums, modulo 2**64, of the pixels (eight at a time, as one number) times fixed
+    random numbers.  It is faster than `pixel_hash`.  Two different images agree by chance in fewer
+    than 1 of 2**56 pairs, but it is no protection against somebody who makes two that agree.
     """
-    rows = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
-    if short := -rows.shape[1] % 8:
-        rows = np.pad(rows, ((0, 0), (0, short)))
-    words = rows.view("<u8")
+    flat = np.ascontiguousarray(images).reshape(len(images), math.prod(images.shape[1:]))
+    if short := -flat.shape[1] % 8:
+        flat = np.pad(flat, ((0, 0), (0, short)))
+    words = flat.view("<u8")
     first, second = _factors(words.shape[1])
-    # A factor's high bits see only the low bytes of a word, hence the second sum is over the words
-    # turned round.
+    # The high bits of a word reach only the high bits of its product, so the second sum is over
+    # the words with their bytes reversed.
     sums = [np.einsum("ij,j->i", words, first), np.einsum("ij,j->i", words.byteswap(), second)]
-    return np.stack(sums, axis=1).view(np.uint8).reshape(len(rows), 16)
+    return np.stack(sums, axis=1).view(np.uint8).reshape(len(flat), 16)
 
 
 @functools.lru_cache(maxsize=8)
 def _factors(count):
-    """Odd, so that no difference in a single word is lost: uint64 (2, count)."""
+    """uint64 (2, count), all odd: then a difference in a single word always changes the sum."""
     return np.frombuffer(np.random.RandomState(0).bytes(16 * count), "<u8").reshape(2, count) | 1

@@ -1,12 +1,12 @@
-"""The leak guard: pool images that equal, or nearly equal, a labelled one are found and left out;
-a test image among them would be trained on.
+"""The leak guard finds pool images that equal, or nearly equal, a labelled one, test images above
+all: they are skipped, because the student would be trained on them.
 
-Exact copies have the same pixels at the network's input size.  Near copies (encoded again,
-brighter, cropped by a pixel) are found in two steps: the nearest labelled images by an 8x8 grey
-thumbnail, then a comparison of those few at 32x32 in colour.  `similarity` is the mean of two
-correlations, of the colours and of the detail left when a 5x5 blur is taken away, at the best of
-nine shifts by at most a pixel.  Colours alone take one field under a sky for another; detail alone
-takes frames for each other.
+An exact copy has the same pixels at the network's input size.  A near copy (encoded again,
+brighter, cropped by a pixel) is found in two steps: the nearest labelled images by an 8x8 grey
+thumbnail, then a comparison with those few at 32x32 in colour.  `similarity` is the mean of two
+correlations, one of the colours and one of the detail that is left when a 5x5 blur is subtracted,
+at the best of nine shifts by at most a pixel.  Colours alone would confuse a field with another
+under the same sky; detail alone would confuse images with the same frame.
 
 NEAR was chosen on CIFAR-100, test against training set, by looking at pairs on both sides of it:
 
@@ -16,18 +16,18 @@ NEAR was chosen on CIFAR-100, test against training set, by looking at pairs on 
     Tiny-ImageNet (of 50,000)       9     17     32     75    137    239
 
 ciFAIR counts 891 test images with a near-duplicate; those missed here are other crops, and other
-photographs of one object.  At 0.64, 618 are found, and 0.2 % of Tiny-ImageNet is given up, most of
-it wrongly.  CIFAR-100 saved as JPEG of quality 50 or made 10 % brighter stays above 0.70
-(1,000 images tried).
+photographs of one object.  Above 0.64 are 618 test images, and 0.2 % of Tiny-ImageNet, most of it
+wrongly.  CIFAR-100 saved as JPEG of quality 50, or made 10 % brighter, stays above 0.70 (1,000
+images tried).
 
-Where the labelled images are so alike that more than SELF_SIMILAR of them are near-duplicates of
-one another (handwritten digits: nearly all), STRICT holds instead.  It drops one training digit of
-1,198 for resembling a test digit, and still finds 99 % of those saved at quality 50.
+Some labelled sets are alike throughout, such as handwritten digits: more than SELF_SIMILAR of their
+images are near-duplicates of one another.  For them STRICT is the limit instead.  Of 1,198 training
+digits it skips one for resembling a test digit, and it still finds 99 % of those saved at quality
+50.
 """
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,114 +36,107 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import distributed
-
 from .images import Images
+from .whole_file import write_text
 
-PARTS = ("train", "val", "test")
-VERSION = 1  # raise it when the answers change: they are kept
-NEAR = 0.64  # see above
-STRICT = 0.97
+SUBSETS = ("train", "val", "test")
+VERSION = 1  # raise it when the answers change, because answers are kept on the disk
+NEAR = 0.64  # similarity from which on an image is a near-duplicate, see above
+STRICT = 0.97  # the same where the labelled images are all alike
 SELF_SIMILAR = 0.2
-NEIGHBOURS = 3  # candidates for the comparison in colour
-MAX_DISTANCE = 0.5  # between thumbnails of unit norm: a correlation of 0.875
+NEIGHBOURS = 3  # labelled images that an image is compared with in colour
+MAX_DISTANCE = 0.5  # between thumbnails of unit norm, which is a correlation of 0.875
 FLAT = 2.0  # grey levels of contrast below which a thumbnail is noise
-CHUNK = 4096  # images at once, which bounds the memory
-PAIRS = 128  # compared at once, few enough to stay in the processor's cache
+CHUNK = 4096  # images at a time, which bounds the memory
+PAIRS = 128  # pairs compared at a time, few enough for the processor's cache
 SIDE = 32  # pixels, of the images compared in colour
 
 
 class Duplicate(NamedTuple):
-    position: int  # in the images asked about
+    position: int  # in the images that were asked about
     match: int  # in the labelled images
-    similarity: float | None  # None: the very same pixels
+    similarity: float | None  # None: exactly the same pixels
 
 
 class LeakGuard:
-    """The labelled images, and what they answer about blocks of a pool.
+    """Knows the labelled images and finds their duplicates in blocks of a pool.
 
-    images    data.Images: those that train, those of validation, those of the test set
+    images: Images, those that are trained on, then those of validation, then those of the test set
     """
 
-    def __init__(self, labelled, parts, folder):
-        """labelled: LabelledSet;  parts: Split;  folder: where the answers are kept"""
-        own = {"train": parts.labelled, "val": parts.val}
-        train, test = Images.of(labelled.train_images), Images.of(labelled.test_images)
-        self.images = Images.joined(
-            *(train.subset(torch.from_numpy(rows)) for rows in own.values()), test
-        )
-        prints = [labelled.train_prints[rows] for rows in own.values()]
-        self.prints = np.concatenate([*prints, labelled.test_prints])
-        names = [labelled.train_names[rows] for rows in own.values()]
-        self.names = np.concatenate([*names, labelled.test_names])
-        self.ends = np.cumsum([*map(len, own.values()), len(labelled.test_names)])
+    def __init__(self, labelled, split, folder):
+        """labelled: LabelledSet;  split: Split;  folder: where answers are kept"""
+        train = labelled.train
+        subsets = train.subset(split.labelled), train.subset(split.val), labelled.test
+        self.images = Images.joined(*(subset.images for subset in subsets))
+        self.checksums = np.concatenate([subset.checksums for subset in subsets])
+        self.names = np.concatenate([subset.names for subset in subsets])
+        self.ends = np.cumsum([len(subset) for subset in subsets])
         self.folder = Path(folder)
-        self._digest = hashlib.sha256(self.prints.tobytes()).digest()
+        self._digest = hashlib.sha256(self.checksums.tobytes()).digest()
         self._index = None
 
-    def part_of(self, duplicate):
-        """ "train", "val" or "test": where the labelled image of a Duplicate is from."""
-        return PARTS[int(np.searchsorted(self.ends, duplicate.match, side="right"))]
+    def subset_of(self, duplicate):
+        """Which labelled image a Duplicate repeats: one of "train", "val" or "test"."""
+        return SUBSETS[int(np.searchsorted(self.ends, duplicate.match, side="right"))]
 
     def reason(self, duplicate):
-        """Why a Duplicate is left out, for skipped.csv."""
-        like = f"of a labelled image: {self.part_of(duplicate)} {self.names[duplicate.match]}"
+        """Why a Duplicate is skipped, for skipped.csv."""
+        like = f"of a labelled image: {self.subset_of(duplicate)} {self.names[duplicate.match]}"
         if duplicate.similarity is None:
             return f"duplicate {like}"
         return f"near-duplicate {like}, similarity {duplicate.similarity:.2f}"
 
-    def find(self, images, prints, skip=()):
-        """The duplicates in a block of a pool: list of Duplicate, by position.
+    def find(self, images, checksums, skip=()):
+        """The duplicates in a block of a pool: [Duplicate], by position.
 
-        images: data.Images (B of them), at the labelled images' size;  prints: uint8 (B, 16), their
-        `fingerprints`;  skip: positions in the block to pass by
+        images: Images (B of them), of the labelled images' size;  checksums: uint8 (B, 16);
+        skip: positions in the block that are not looked at
         """
-        facts = f"{VERSION} {images.shape} {self.images.shape}".encode()
-        digest = hashlib.sha256(facts + self._digest + prints.tobytes() + bytes(str(skip), "ascii"))
-        path = self.folder / f"{digest.hexdigest()[:32]}.json"
+        facts = f"{VERSION} {images.shape} {self.images.shape}".encode() + self._digest
+        key = hashlib.sha256(facts + checksums.tobytes() + str(skip).encode()).hexdigest()
+        path = self.folder / f"{key[:32]}.json"
         try:
             return [Duplicate(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
         except (FileNotFoundError, ValueError, TypeError):  # not asked before, or damaged
-            found = self._find(images, prints, skip)
+            found = self._find(images, checksums, skip)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial-{distributed.unique_name()}")
-        partial.write_text(json.dumps(found), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, json.dumps(found))
         return found
 
-    def _find(self, images, prints, skip):
-        known = {row.tobytes(): i for i, row in reversed(list(enumerate(self.prints)))}
-        match = np.array([known.get(row.tobytes(), -1) for row in prints], np.int64)
-        readable = np.ones(len(prints), bool)
+    def _find(self, images, checksums, skip):
+        known = {row.tobytes(): i for i, row in reversed(list(enumerate(self.checksums)))}
+        match = np.array([known.get(row.tobytes(), -1) for row in checksums], np.int64)
+        readable = np.ones(len(checksums), bool)
         readable[list(skip)] = False
-        found = [
-            Duplicate(int(i), int(match[i]), None) for i in np.flatnonzero((match >= 0) & readable)
-        ]
-        rest = np.flatnonzero((match < 0) & readable)
+        exact, others = (np.flatnonzero(here & readable) for here in (match >= 0, match < 0))
+        found = [Duplicate(int(i), int(match[i]), None) for i in exact]
         if self._index is None:
             self._index = _Index(self.images)
-        for start in tqdm(range(0, len(rest), CHUNK), desc="leak guard", unit="chunk",
-                          disable=None, leave=False):  # fmt: skip
-            rows = rest[start : start + CHUNK]
-            similarity, match = self._index.nearest(images[torch.from_numpy(rows)].numpy())
-            found += [
-                Duplicate(int(rows[i]), int(match[i]), round(float(similarity[i]), 4))
-                for i in np.flatnonzero(similarity >= self._index.threshold)
-            ]
+        bar = tqdm(total=len(others), desc="leak guard", unit="image", disable=None, leave=False)
+        with bar:
+            for start in range(0, len(others), CHUNK):
+                chunk = others[start : start + CHUNK]
+                similarity, match = self._index.nearest(images[torch.from_numpy(chunk)].numpy())
+                found += [
+                    Duplicate(int(chunk[i]), int(match[i]), round(float(similarity[i]), 4))
+                    for i in np.flatnonzero(similarity >= self._index.threshold)
+                ]
+                bar.update(len(chunk))
         return sorted(found)
 
 
 class _Index:
-    """The labelled images, ready to be searched."""
+    """The labelled images, prepared for the search of similar ones."""
 
     def __init__(self, images):
         self.images = images
         thumbnails, contrast = [], []
         for start in range(0, len(images), CHUNK):
-            unit, spread = _describe(_resize(images[start : start + CHUNK].numpy(), 8))
+            unit, spread = _thumbnails(_resize(images[start : start + CHUNK].numpy(), 8))
             thumbnails.append(unit)
             contrast.append(spread)
-        from sklearn.neighbors import NearestNeighbors  # a second to import, and seldom needed
+        from sklearn.neighbors import NearestNeighbors  # here: a second to import
 
         self.thumbnails = np.concatenate(thumbnails)
         self.flat = np.flatnonzero(np.concatenate(contrast) < FLAT)
@@ -151,24 +144,24 @@ class _Index:
         if len(self.flat):
             flat = _resize(self._pixels(self.flat), 8).reshape(len(self.flat), -1)
             self.colours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(flat)
-        self.threshold = self._usual_threshold()
+        self.threshold = self._choose_threshold()
 
-    def _usual_threshold(self):
+    def _choose_threshold(self):
         """NEAR, or STRICT where the labelled images themselves are all alike."""
-        rows = np.sort(np.random.RandomState(0).permutation(len(self.images))[:1000])
-        alike = self.nearest(self._pixels(rows), own=rows)[0] >= NEAR
+        some = np.sort(np.random.RandomState(0).permutation(len(self.images))[:1000])
+        alike = self.nearest(self._pixels(some), own=some)[0] >= NEAR
         return STRICT if alike.mean() > SELF_SIMILAR else NEAR
 
-    def _pixels(self, rows):
-        return self.images[torch.from_numpy(rows)].numpy()
+    def _pixels(self, index):
+        return self.images[torch.from_numpy(index)].numpy()
 
     def nearest(self, images, own=None):
         """The labelled image most similar to each image: similarity (B,), position (B,).
 
-        images: uint8 (B, S, S, 3);  own: (B,) labelled positions that do not count
-        A similarity of 0 says that none comes near.
+        images: uint8 (B, S, S, 3);  own: (B,) the images' own positions, which do not count
+        The similarity is 0 where no labelled image comes near.
         """
-        unit, contrast = _describe(_resize(images, 8))
+        unit, contrast = _thumbnails(_resize(images, 8))
         best, which = np.zeros(len(images), np.float32), np.zeros(len(images), np.int64)
         count = min(NEIGHBOURS + (own is not None), len(self.thumbnails))
         distance, match = self.neighbours.kneighbors(unit, count)
@@ -182,13 +175,16 @@ class _Index:
             for i, labelled, value in zip(query, match[query, column], similarity, strict=True):
                 if value > best[i]:
                     best[i], which[i] = value, labelled
-        rows = np.flatnonzero(contrast < FLAT)
-        if len(rows) and len(self.flat) and own is None:
-            best[rows], which[rows] = self._same_colours(images[rows])
+        flat = np.flatnonzero(contrast < FLAT)
+        if len(flat) and len(self.flat) and own is None:
+            best[flat], which[flat] = self._same_colours(images[flat])
         return best, which
 
     def _same_colours(self, images):
-        """Images of almost no contrast have no shape to correlate: 1 where the colours agree."""
+        """Similarity (B,), 0 or 1, and match (B,) of images with too little contrast to correlate.
+
+        They are similar where their colours agree.
+        """
         ours = _resize(images, 8).reshape(len(images), -1)
         match = self.flat[self.colours.kneighbors(ours, return_distance=False)[:, 0]]
         apart = np.abs(_resize(images, SIDE) - _resize(self._pixels(match), SIDE))
@@ -201,8 +197,8 @@ def _resize(images, side):
     return np.array(small, np.float32).reshape(-1, side, side, 3)
 
 
-def _describe(small):
-    """Thumbnails float32 (B, 8, 8, 3) -> grey without mean, of unit norm (B, 64); contrast (B,)"""
+def _thumbnails(small):
+    """float32 (B, 8, 8, 3) -> grey, its mean subtracted, of unit norm (B, 64); contrast (B,)"""
     grey = (small @ np.array([0.299, 0.587, 0.114], np.float32)).reshape(len(small), 64)
     grey -= grey.mean(1, keepdims=True)
     norm = np.linalg.norm(grey, axis=1)
@@ -210,10 +206,7 @@ def _describe(small):
 
 
 def _compare(ours, theirs):
-    """Mean correlation of colour and detail of pairs of images, at the best shift.
-
-    ours, theirs: uint8 (B, S, S, 3) -> float32 (B,)
-    """
+    """The similarity of pairs of images: uint8 (B, S, S, 3) twice -> float32 (B,)"""
     ours, theirs = _resize(ours, SIDE), _resize(theirs, SIDE)
     colour = _correlate(_colour(ours), _colour(theirs))
     detail = _correlate(_detail(ours), _detail(theirs))
@@ -231,11 +224,12 @@ def _detail(images):
 
 
 def _correlate(ours, theirs):
-    """The middle of their images laid over ours at all shifts by -1, 0, 1.
+    """The correlation of the middle of their images with ours, at all shifts by -1, 0 or 1 pixels.
 
     ours, theirs: float32 (B, SIDE, SIDE, 3) -> (9, B)
 
-    In flat images a shift is an offset; what it wraps around meets the zeros outside the middle.
+    Each image is one row of numbers, in which a shift is an offset.  What an offset carries over
+    from one line to the next meets a zero, because the middle leaves out the border.
     """
     row, count = SIDE * 3, SIDE * SIDE * 3
     middle = np.zeros((SIDE, SIDE, 3), np.float32)

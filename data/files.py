@@ -1,69 +1,48 @@
-"""What lies on the disk: image files in folders and tar shards."""
+"""The image files in folders and in tar shards, as listings."""
 
-import hashlib
 import os
 import stat
+import tarfile
 from array import array
 
-import numpy as np
-
-from . import tar
 from .decode import has_image_suffix
-from .listing import Entries, Listing, Names
+from .listing import Listing
 
 LOST = "truncated or damaged archive: the members after this are lost"
 
 
-def sha256_of_file(path):
-    """Hexadecimal sha256 of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def list_folder(root, folders=None):
-    """The image files below a folder, sorted bytewise by relative path.
+    """The image files below a folder, sorted bytewise by relative path; names have / everywhere.
 
     root: path;  folders: names of direct subfolders, to look only into these
-    -> Listing; names are relative, with / on every system
+    -> Listing
 
-    Symbolic links to files count, links to folders are not followed (they may form loops); what
-    is hidden, and what has no image suffix, is no entry.
+    A symbolic link to a file counts; a link to a folder is not followed, because links may form
+    loops.  Hidden files, and files without an image suffix, are no entries.
     Raises ValueError where a folder cannot be listed.
     """
     root = os.path.abspath(os.fsencode(root))
-    entries = Entries(width=3)
 
-    def collect():
+    def entries():
         for name, entry in _walk(root, folders):
-            reason, status = _examine(name, entry)
+            status, reason = _examine(name, entry)
             if status is None:
-                yield entries.add(name, 0, (0, 0, 0), reason)
+                yield name, 0, (0, 0, 0), reason
             elif not stat.S_ISDIR(status.st_mode):
-                # The mode, because a file that may not be read is listed too, until it may.
+                # The mode too: a file that may not be read is tried again once its mode changes.
                 facts = status.st_size, status.st_mtime_ns, status.st_mode
-                yield entries.add(name, status.st_size, facts, reason)
+                yield name, status.st_size, facts, reason
 
-    names = Names(collect())
-    unusable, prefix = entries.unusable, os.path.join(root, b"")
-
-    def sources(start, stop):
-        found = names.raws(start, stop)
-        return [
-            None if i in unusable else (prefix + name, None, None)
-            for i, name in enumerate(found, start)
-        ]
-
-    return Listing(names, unusable, entries.digest.hexdigest(), entries.parts(names), sources)
+    return Listing(entries(), lambda _, name: (os.path.join(root, name), None, None))
 
 
 def _walk(root, folders):
-    """Yield (relative path, os.DirEntry) of what has an image suffix, in bytewise order."""
+    """Yields (relative path, os.DirEntry) of what has an image suffix, in bytewise order."""
     if folders is None:
         levels = [_look_into(root, b"")]
     else:
-        tops = sorted(os.fsencode(folder) + b"/" for folder in folders)
-        levels = [iter([(top, None) for top in tops])]
-    while levels:  # no recursion: folders may be nested deeper than Python's stack
+        levels = [iter([(top, None) for top in sorted(os.fsencode(f) + b"/" for f in folders)])]
+    while levels:  # no recursion: folders may be nested deeper than Python's stack allows
         for name, entry in levels[-1]:
             if entry is None:
                 levels.append(_look_into(os.path.join(root, name), name))
@@ -74,8 +53,8 @@ def _walk(root, folders):
 
 
 def _look_into(folder, prefix):
-    """The image files and, with None, the folders in one folder, as they follow one another when
-    all the paths below are sorted."""
+    """(path, os.DirEntry) of the image files and (path with a slash, None) of the folders in one
+    folder, sorted by path."""
     found = []
     try:
         with os.scandir(folder) as entries:
@@ -91,21 +70,20 @@ def _look_into(folder, prefix):
         raise ValueError(
             f"cannot list the folder {os.fsdecode(folder)!r}: {error.strerror}"
         ) from None
-    found.sort(key=lambda pair: pair[0])
-    return iter(found)
+    return iter(sorted(found, key=lambda pair: pair[0]))
 
 
 def _examine(name, entry):
-    """Why a file cannot be used, or None; and its os.stat, or None."""
+    """The os.stat of a file or None, and why it is unreadable or None."""
     try:
         status = entry.stat()
     except FileNotFoundError:
-        return "dangling link", None
+        return None, "dangling link"
     except OSError as error:
-        return f"cannot be opened: {error.strerror}", None
+        return None, f"cannot be opened: {error.strerror}"
     if not stat.S_ISREG(status.st_mode):
-        return "not a regular file", status
-    return None if _is_utf8(name) else "name is not UTF-8", status
+        return status, "not a regular file"
+    return status, None if _is_utf8(name) else "name is not UTF-8"
 
 
 def class_folders(folder):
@@ -118,7 +96,7 @@ def class_folders(folder):
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     names = [name for name in names if not name.startswith(".")]
     for name in names:
-        if os.fsencode(name).decode("utf-8", "replace") != name:
+        if not _is_utf8(os.fsencode(name)):
             shown = os.fsencode(name).decode("utf-8", "backslashreplace")
             raise ValueError(
                 f"class folder '{shown}' in {str(folder)!r}: the name is not UTF-8; rename it"
@@ -129,65 +107,86 @@ def class_folders(folder):
 def list_tars(shards):
     """The image members of uncompressed tar files.
 
-    shards: paths, read in bytewise order of their names; members in archive order
-    -> Listing; names are shard/member.  Where a shard is cut off or damaged, its members before
-    that count, and one more entry, unusable and named after the shard, stands for the lost ones.
+    shards: paths, read in bytewise order; members are in archive order
+    -> Listing; names are shard/member.  Where a shard is cut off or damaged, the members before
+    that place count, and one more unreadable entry, named after the shard, stands for the rest.
 
-    Raises ValueError for a file that is not a tar archive.
+    Hidden members, and members without an image suffix, are no entries.
+    Raises ValueError for a file that is not a tar archive, OSError for one that cannot be read.
     """
     shards = sorted(os.path.abspath(os.fsencode(shard)) for shard in shards)
     base = os.path.commonpath([os.path.dirname(shard) for shard in shards])
-    entries, places = Entries(width=4), array("q")
+    places = array("q")  # three numbers an entry: shard, offset, length
 
-    def collect():
+    def entries():
         for number, shard in enumerate(shards):
             status, seen = os.stat(shard), set()
-            prefix = os.path.relpath(shard, base).replace(os.fsencode(os.sep), b"/")
             facts = status.st_size, status.st_mtime_ns
+            prefix = os.path.relpath(shard, base).replace(os.fsencode(os.sep), b"/")
+            for member in _members(shard):
+                if member is None:
+                    places.extend((number, 0, 0))
+                    yield prefix, 0, (*facts, 0, 0), LOST
+                    continue
+                inside = member.name.encode("utf-8", "surrogateescape").removeprefix(b"./")
+                hidden = inside.startswith(b".") or b"/." in inside
+                if hidden or member.isdir() or not has_image_suffix(inside):
+                    continue
+                reason = _member_fault(member, inside, seen)
+                place = member.offset_data, member.size
+                places.extend((number, *place))
+                yield prefix + b"/" + inside, member.size, (*facts, *place), reason
+
+    def place(position, _):
+        number, offset, length = places[3 * position : 3 * position + 3]
+        return shards[number], offset, length
+
+    return Listing(entries(), place)
+
+
+def _members(path):
+    """The TarInfo of each member, and None at the end of an archive that is cut off or damaged."""
+    refused = (
+        tarfile.TarError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+    )  # a damaged header raises any
+    try:
+        # "r:" refuses compression: the workers read members at their offsets.
+        archive = tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
+    except refused:
+        raise ValueError(
+            f"{os.fsdecode(path)!r} cannot be read as an uncompressed tar archive; make it again"
+        ) from None
+    with archive:
+        while True:
             try:
-                for member in tar.members(shard):
-                    inside = member.name.removeprefix(b"./")
-                    if (
-                        _is_hidden(inside)
-                        or member.kind == "folder"
-                        or not has_image_suffix(inside)
-                    ):
-                        continue
-                    name = prefix + b"/" + inside
-                    reason = _member_fault(member, name, seen)
-                    places.extend((number, member.offset, member.size))
-                    yield entries.add(
-                        name, member.size, (*facts, member.offset, member.size), reason
-                    )
-            except tar.Damaged:
-                places.extend((number, 0, 0))
-                yield entries.add(prefix, 0, (*facts, 0, 0), LOST)
-
-    names = Names(collect())
-    where, unusable = np.array(places).reshape(-1, 3), entries.unusable
-
-    def sources(start, stop):
-        return [
-            None if i in unusable else (shards[number], offset, size)
-            for i, (number, offset, size) in enumerate(where[start:stop].tolist(), start)
-        ]
-
-    return Listing(names, unusable, entries.digest.hexdigest(), entries.parts(names), sources)
-
-
-def _is_hidden(name):
-    return name.startswith(b".") or b"/." in name
+                member = archive.next()
+                if member is not None and archive.offset <= member.offset:
+                    raise ValueError("a negative size, which would lead back to the same member")
+            except refused:
+                yield None
+                return
+            archive.members.clear()  # tarfile would keep every TarInfo
+            if member is None:
+                break
+            yield member
+        # tarfile also stops, without an error, at a block that is neither a header nor zeros.
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            yield None
 
 
 def _member_fault(member, name, seen):
-    """Why a member cannot be used, or None; `seen`: names of its archive so far."""
+    """Why a member is unreadable, or None;  `seen`: the names before it in its archive."""
     repeated = name in seen
     seen.add(name)
     if repeated:
         return "same name as an earlier member"
     if not _is_utf8(name):
         return "name is not UTF-8"
-    return None if member.kind == "file" else "not a regular file"
+    return None if member.isreg() and not member.issparse() else "not a regular file"
 
 
 def _is_utf8(name):

@@ -8,26 +8,24 @@ import torch
 
 
 class Images:
-    """N images of S x S: the rows of one or more uint8 tensors (n,S,S,3), memory-mapped or not.
+    """N images of S x S pixels, read from one or more uint8 tensors (n,S,S,3), on one device.
 
-    Nothing is copied before a batch is asked for, and nothing is kept for every image, so a pool
-    larger than memory streams from its cache.  `images[index]` with index (B,) int64, or a slice,
-    is uint8 (B,S,S,3), on the CPU.
+    Nothing is copied before a batch is asked for, and nothing is kept for a single image, so a pool
+    that is larger than memory streams from its cache.  `images[index]`, with index (B,) int64 on
+    any device or a slice, is uint8 (B,S,S,3) on `device`.
     """
 
-    device = torch.device("cpu")
-
     def __init__(self, tensors, chosen=None, maps=()):
-        """The rows of all `tensors`, one after the other; or those at `chosen` (N,) int64.
+        """All the images of `tensors`, one tensor after the other; or those at `chosen` (N,) int64.
 
-        maps: the mmap objects that some of them read from, see `let_go`
+        maps: the mmap objects that some of the tensors read from, see `release_pages`
         """
         self.tensors, self.chosen, self.maps = tensors, chosen, maps
         self._starts = torch.tensor([0, *accumulate(map(len, tensors))])
 
     @classmethod
     def of(cls, *arrays):
-        """All the rows of NumPy arrays (n,S,S,3) uint8, one after the other."""
+        """The images of NumPy arrays uint8 (n,S,S,3), one array after the other."""
         arrays = [_silenced(array) for array in arrays]
         maps = [
             a.base for a in arrays if isinstance(a, np.memmap) and isinstance(a.base, mmap.mmap)
@@ -35,18 +33,19 @@ class Images:
         return cls([torch.from_numpy(array) for array in arrays], maps=maps)
 
     @classmethod
-    def joined(cls, *parts):
-        """Several Images as one."""
-        tensors = [tensor for part in parts for tensor in part.tensors]
-        maps = [one for part in parts for one in part.maps]
-        if all(part.chosen is None for part in parts):
+    def joined(cls, *several):
+        """Several Images, all on the CPU, as one."""
+        tensors = [tensor for images in several for tensor in images.tensors]
+        maps = [one for images in several for one in images.maps]
+        if all(images.chosen is None for images in several):
             return cls(tensors, maps=maps)
-        starts = accumulate((int(part._starts[-1]) for part in parts), initial=0)
-        rows = [part._rows() + start for start, part in zip(starts, parts, strict=False)]
-        return cls(tensors, torch.cat(rows), maps)
-
-    def _rows(self):
-        return torch.arange(int(self._starts[-1])) if self.chosen is None else self.chosen
+        counts = [int(images._starts[-1]) for images in several]
+        starts = accumulate(counts[:-1], initial=0)
+        chosen = [
+            start + (torch.arange(count) if images.chosen is None else images.chosen)
+            for start, count, images in zip(starts, counts, several, strict=True)
+        ]
+        return cls(tensors, torch.cat(chosen), maps)
 
     def __len__(self):
         return int(self._starts[-1]) if self.chosen is None else len(self.chosen)
@@ -59,55 +58,71 @@ class Images:
     def nbytes(self):
         return int(np.prod(self.shape))
 
+    @property
+    def device(self):
+        return self.tensors[0].device
+
     def __getitem__(self, index):
         if isinstance(index, slice):
             index = torch.arange(*index.indices(len(self)))
-        rows = index if self.chosen is None else self.chosen[index]
+        index = torch.as_tensor(index, device=self.device)
+        index = index if self.chosen is None else self.chosen[index]
         if len(self.tensors) == 1:
-            return self.tensors[0][rows]
-        part = torch.searchsorted(self._starts, rows, right=True) - 1
-        rows = rows - self._starts[part]
-        batch = torch.empty((len(rows), *self.shape[1:]), dtype=torch.uint8)
-        for number in part.unique().tolist():
-            here = part == number
-            batch[here] = self.tensors[number][rows[here]]
+            return self.tensors[0][index]
+        source = torch.searchsorted(self._starts, index, right=True) - 1
+        index = index - self._starts[source]
+        batch = torch.empty((len(index), *self.shape[1:]), dtype=torch.uint8)
+        for number in source.unique().tolist():
+            here = source == number
+            batch[here] = self.tensors[number][index[here]]
         return batch
 
     def subset(self, index):
-        """The images at `index` (M,) int64, still uncopied."""
-        chosen = index if self.chosen is None else self.chosen[index]
-        return Images(self.tensors, chosen, self.maps)
+        """The images at `index` (M,) int64, in that order; none is copied."""
+        index = torch.as_tensor(index, device=self.device)
+        return Images(self.tensors, index if self.chosen is None else self.chosen[index], self.maps)
 
-    def let_go(self):
-        """Count what was read so far from files no longer as this process's memory.
+    def release_pages(self):
+        """Let the system count the pages read from files so far as its own, not this process's.
 
-        The system keeps it as long as it has room, so that to read it again costs little.
+        It keeps them as long as it has room for them, so that reading them again costs little.
         """
         if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
             for one in self.maps:
                 one.madvise(mmap.MADV_DONTNEED)
 
     def to(self, device):
-        """A uint8 tensor (N,S,S,3) on `device` where that takes at most half of the memory free
-        there; otherwise these images as they are, to be streamed batch by batch.
+        """These images on `device`; an image that stands here several times is copied once.
 
-        On a CPU they stay as they are: the page cache already holds them.
+        The result is `self`, to be read batch by batch, on a CPU, where the system's file cache
+        holds the images already, and where the copy would take more than half of a GPU's memory.
         """
         if device.type == "cpu":
             return self
-        if device.type == "cuda" and self.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        images, index = self, None
+        if self.chosen is not None:
+            distinct, index = self.chosen.unique(return_inverse=True)
+            images = Images(self.tensors, distinct)
+        if device.type == "cuda" and images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
             return self
-        images = torch.empty(self.shape, dtype=torch.uint8, device=device)
-        for chunk in torch.arange(len(self)).split(4096):
-            images[chunk[0] : chunk[-1] + 1] = self[chunk].to(device)
-        return images
+        return images._copied(device, index)
+
+    def _copied(self, device, index, chunk=4096):
+        """A copy of the images on `device`, `chunk` at a time; or of those at `index` of it."""
+        pixels = torch.empty(self.shape, dtype=torch.uint8, device=device)
+        for first in range(0, len(self), chunk):
+            pixels[first : first + chunk] = self[first : first + chunk].to(device)
+        return Images([pixels], None if index is None else index.to(device))
 
 
 def _silenced(array):
-    """torch warns of read-only arrays; a copy-on-write map is as safe and silent."""
+    """The array, or the same memory in a form that torch takes without warning of read-only.
+
+    A memory map is opened again as copy-on-write, which leaves the file as it is, too.
+    """
     if array.flags.writeable:
         return array
-    # The offset of a slice is that of the whole.
+    # A slice has the offset of its whole, so only a contiguous map can be opened by its offset.
     whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
     if whole and array.flags.c_contiguous:
         return np.memmap(array.filename, array.dtype, "c", array.offset, array.shape)

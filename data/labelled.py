@@ -2,55 +2,73 @@
 
 import hashlib
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 import torchvision
 from torchvision.datasets.utils import check_integrity
 
+from models.download import downloading, require_answer, sha256_of_file
+
 from .cache import Cache
-from .decode import fingerprints, fit_square, pixel_hash
-from .download import downloading, require_answer
-from .files import class_folders, list_folder, sha256_of_file
-from .listing import Pictures
+from .decode import checksums, fit_square, pixel_hash
+from .files import class_folders, list_folder
+from .images import Images
+from .listing import MemorySource
 
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
 CIFAR = {"cifar100": ("CIFAR100", 100), "cifar10": ("CIFAR10", 10)}  # torchvision's class, classes
-COLUMNS = ("images", "labels", "names", "hashes", "prints")
-MAX_UNREADABLE = 0.01  # of a labelled set; more is no accident of single files
+MAX_UNREADABLE = 0.01  # of a labelled set; above this share the set itself is taken to be broken
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """N images and their labels.
+
+    labels: int64 (N,), positions in the set's classes
+    names: str (N,), the path inside the set, or the index in its archive
+    pixel_hashes: uint8 (N, 16), `pixel_hash` of the images as stored
+    checksums: uint8 (N, 16), `checksums` of the images as resized
+    """
+
+    images: Images
+    labels: torch.Tensor
+    names: np.ndarray
+    pixel_hashes: np.ndarray
+    checksums: np.ndarray
+
+    def __len__(self):
+        return len(self.labels)
+
+    def subset(self, index):
+        """Those at `index` (M,) int64, in that order; no image is copied."""
+        rest = (a[index.numpy()] for a in (self.names, self.pixel_hashes, self.checksums))
+        return LabelledImages(self.images.subset(index), self.labels[index], *rest)
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Train and test images, each sorted by class, then pixel hash, then name.
+    """Train and test images, each in canonical order: by class, then pixel hash, then name.
 
-    *_images: uint8 (N, S, S, 3);  *_labels: int64 (N,), positions in `classes`;
-    *_hashes: uint8 (N, 16), `pixel_hash`;  *_prints: uint8 (N, 16), `fingerprints` of the images;
-    *_names: str (N,), path inside the set or its index;  inputs: JSON-able dict: kind, path, digest
+    inputs: JSON-able dict: kind, path, digest, and `pixels`, the same for every copy of the set
     """
 
     name: str
     classes: tuple[str, ...]
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    train_names: np.ndarray
-    train_hashes: np.ndarray
-    train_prints: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-    test_names: np.ndarray
-    test_hashes: np.ndarray
-    test_prints: np.ndarray
-    inputs: dict = field(default_factory=dict)
+    train: LabelledImages
+    test: LabelledImages
+    inputs: dict
 
 
-def load_labelled(name, data_dir, input_size):
+def load_labelled(name, data_dir, input_size, bare=True):
     """Load a labelled set by name, its images `input_size` pixels square; -> LabelledSet
 
-    cifar100, cifar10: DATA_DIR/<name>/{train,test}/<class>/*, else DATA_DIR/{train,test}/<class>/*
-        where that has the right number of classes, else torchvision's archive, downloaded
-    digits: scikit-learn's 1,797 handwritten digits, a fixed third of them the test set
+    cifar100, cifar10: DATA_DIR/<name>/{train,test}/<class>/*, else (unless `bare` is False)
+        DATA_DIR/{train,test}/<class>/* where that has the right number of classes, else
+        torchvision's archive, downloaded
+    digits: scikit-learn's 1,797 handwritten digits, of which a fixed third is the test set
     folder: DATA_DIR/{train,test}/<class>/*
 
     Raises ValueError or FileNotFoundError for data that cannot be used, ConnectionError for a
@@ -61,29 +79,20 @@ def load_labelled(name, data_dir, input_size):
         return _load_digits(input_size)
     if name == "folder":
         return _load_folders(name, data_dir, data_dir, input_size)
-    if name in CIFAR:
-        return _load_cifar(name, data_dir, input_size)
-    raise ValueError(f"unknown data set {name!r}; choose from {', '.join(LABELLED_SETS)}")
-
-
-def load_cifar_copy(name, data_dir, input_size):
-    """Like `load_labelled`, but never takes DATA_DIR/{train,test}: those may be another set."""
-    return _load_cifar(name, Path(data_dir), input_size, bare=False)
-
-
-def _load_cifar(name, data_dir, size, bare=True):
+    if name not in CIFAR:
+        raise ValueError(f"unknown data set {name!r}; choose from {', '.join(LABELLED_SETS)}")
     class_name, count = CIFAR[name]
-    archive = getattr(torchvision.datasets, class_name)  # at call time: a test may patch it
+    archive = getattr(torchvision.datasets, class_name)  # looked up here, because tests patch it
     if (data_dir / name / "train").is_dir() or (data_dir / name / "test").is_dir():
-        return _load_folders(name, data_dir / name, data_dir, size, count)
+        return _load_folders(name, data_dir / name, data_dir, input_size, count)
     have_archive = any((data_dir / f).exists() for f in (archive.base_folder, archive.filename))
     if bare and not have_archive and len(class_folders(data_dir / "train")) == count:
-        return _load_folders(name, data_dir, data_dir, size, count)
-    return _load_archive(name, archive, data_dir, size)
+        return _load_folders(name, data_dir, data_dir, input_size, count)
+    return _load_archive(name, archive, data_dir, input_size)
 
 
 def _load_archive(name, archive, data_dir, size):
-    """torchvision's pickles, downloaded and checked by torchvision."""
+    """torchvision's pickles; torchvision downloads and checks them."""
     layout = data_dir / name / "{train,test}" / "<class>" / "*"
     way_out = (
         f"looked in {str(data_dir)!r}; put images at {str(layout)!r}, "
@@ -91,7 +100,7 @@ def _load_archive(name, archive, data_dir, size):
     )
     try:
         train = archive(data_dir, train=True)
-    except RuntimeError:  # not there, or damaged
+    except RuntimeError:  # missing or damaged
         with downloading(name, way_out):
             if not check_integrity(data_dir / archive.filename, archive.tgz_md5):
                 require_answer(archive.url)
@@ -101,54 +110,54 @@ def _load_archive(name, archive, data_dir, size):
     folder = data_dir / archive.base_folder
     files = [archive.meta["filename"], *dict(archive.train_list), *dict(archive.test_list)]
     digest = {file: sha256_of_file(folder / file) for file in sorted(files)}
-    parts = {}
-    for part, pickles in (("train", train), ("test", test)):
+    subsets = []
+    for subset, pickles in (("train", train), ("test", test)):
         labels = np.array(pickles.targets, np.int64)
-        names = np.arange(len(labels)).astype(str)
-        key = {"part": part, "files": digest}
-        source = Pictures(len(labels), pickles.data.__getitem__)
-        parts[part] = _arranged(f"{name}-{part}", data_dir, key, labels, names, source, size)
+        source = MemorySource(len(labels), pickles.data.__getitem__)
+        key = {"subset": subset, "files": digest}
+        cache = Cache(data_dir / "cache", f"{name}-{subset}", source, key, size, hashes=True)
+        subsets.append(_from_cache(cache, labels, np.arange(len(labels)).astype(str)))
     inputs = {"kind": "torchvision", "path": str(folder), "digest": digest}
-    return _labelled_set(name, train.classes, parts, inputs)
+    return _labelled_set(name, train.classes, *subsets, inputs)
 
 
 def _load_folders(name, root, data_dir, size, expected=None):
     """ROOT/{train,test}/<class>/*, with exactly `expected` classes unless that is None."""
     classes = _checked_classes(name, root, expected)
-    parts, digest = {}, {}
-    for part in ("train", "test"):
-        folder = root / part
+    position = {c: i for i, c in enumerate(classes)}
+    subsets, digest = [], {}
+    for subset in ("train", "test"):
+        folder = root / subset
         present = [c for c in classes if (folder / c).is_dir()]
         listing = list_folder(folder, present)
         names = np.array(list(listing.names), str)
-        position = {c: i for i, c in enumerate(classes)}
         labels = np.array([position[name.split("/")[0]] for name in names], np.int64)
-        for c, filled in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True):
-            if not filled and c in present:
-                raise ValueError(
-                    f"the class folder {str(folder / c)!r} holds no images; fill it or remove it"
-                )
-        stamps = [stamp for *_, stamp in listing.parts]
-        key = {"part": part, "path": str(folder.resolve()), "stamps": stamps}
-        digest[part] = listing.digest
-        parts[part] = _arranged(f"{name}-{part}", data_dir, key, labels, names, listing, size)
+        if empty := set(present) - {classes[label] for label in labels}:
+            raise ValueError(
+                f"the class folder {str(folder / min(empty))!r} holds no images; "
+                "fill it or remove it"
+            )
+        digest[subset] = listing.digest
+        key = {"subset": subset, "path": str(folder.resolve())}
+        cache = Cache(data_dir / "cache", f"{name}-{subset}", listing, key, size, hashes=True)
+        subsets.append(_from_cache(cache, labels, names))
     inputs = {"kind": "folder", "path": str(root), "digest": digest}
-    return _labelled_set(name, classes, parts, inputs)
+    return _labelled_set(name, classes, *subsets, inputs)
 
 
 def _checked_classes(name, root, expected):
     """The class names of ROOT/train, sorted, once they and those of ROOT/test make sense."""
-    for part in ("train", "test"):
-        if not (root / part).is_dir():
+    for subset in ("train", "test"):
+        if not (root / subset).is_dir():
             raise FileNotFoundError(
-                f"data set {name!r}: no folder {str(root / part)!r}; put images at "
-                f"{str(root / part / '<class>' / '*')!r} or choose another --data-dir"
+                f"data set {name!r}: no folder {str(root / subset)!r}; put images at "
+                f"{str(root / subset / '<class>' / '*')!r} or choose another --data-dir"
             )
     train, test = class_folders(root / "train"), class_folders(root / "test")
-    for part, found in (("train", train), ("test", test)):
+    for subset, found in (("train", train), ("test", test)):
         if expected is not None and len(found) != expected:
             raise ValueError(
-                f"{str(root / part)!r} has {len(found)} class folders, {name} has {expected}; "
+                f"{str(root / subset)!r} has {len(found)} class folders, {name} has {expected}; "
                 "complete it, or move it away to have the official archive downloaded"
             )
     if len(train) < 2:
@@ -166,48 +175,54 @@ def _checked_classes(name, root, expected):
     return train
 
 
-def _arranged(name, data_dir, key, labels, names, source, size):
-    """One part in its canonical order; -> its columns of LabelledSet."""
+def _from_cache(cache, labels, names):
+    """The readable images of a cache, in canonical order; -> LabelledImages
 
-    def arrange(hashes, skipped):
-        keep = np.setdiff1d(np.arange(len(labels)), list(skipped))
-        keep = sorted(keep, key=lambda i: (labels[i], hashes[i].tobytes(), names[i]))
-        return np.array(keep, np.int64)
-
-    whole = [(0, len(labels), key)] if len(labels) else []
-    [cache] = Cache(data_dir / "cache", name, source, whole, size, arrange).open()
-    if cache.skipped:
-        position, reason = next(iter(cache.skipped.items()))
+    labels: int64 (N,), names: str (N,), both in the order of the cache's source
+    """
+    blocks = cache.open()
+    unreadable = {
+        start + i: reason
+        for (start, *_), block in zip(cache.blocks, blocks, strict=True)
+        for i, reason in block.unreadable.items()
+    }
+    if unreadable:
+        position, reason = next(iter(unreadable.items()))
         found = (
-            f"{name}: {len(cache.skipped)} of {len(labels)} labelled images cannot be read, "
+            f"{cache.name}: {len(unreadable)} of {len(labels)} labelled images cannot be read, "
             f"the first is {str(names[position])!r} ({reason})"
         )
-        if len(cache.skipped) > MAX_UNREADABLE * len(labels):
+        if len(unreadable) > MAX_UNREADABLE * len(labels):
             raise ValueError(f"{found}; replace or remove them")
         warnings.warn(f"{found}; left out", stacklevel=2)
-    if lost := set(labels.tolist()) - set(labels[cache.order].tolist()):
-        raise ValueError(f"{name}: no image of class {min(lost)} can be read; replace them")
-    order = cache.order
-    return cache.images, labels[order], names[order], cache.hashes, cache.prints
+    whole = LabelledImages(
+        Images.of(*(block.images for block in blocks)),
+        torch.from_numpy(labels),
+        names,
+        np.concatenate([block.pixel_hashes for block in blocks]),
+        np.concatenate([block.checksums for block in blocks]),
+    )
+    order = canonical_order(whole)
+    readable = whole.subset(order[~np.isin(order, list(unreadable))])
+    if lost := set(labels.tolist()) - set(readable.labels.tolist()):
+        raise ValueError(f"{cache.name}: no image of class {min(lost)} can be read; replace them")
+    return readable
 
 
-def _labelled_set(name, classes, parts, inputs):
-    columns = {
-        f"{part}_{column}": values
-        for part, arrays in parts.items()
-        for column, values in zip(COLUMNS, arrays, strict=True)
-    }
-    inputs = {**inputs, "pixels": _pixels_digest(columns)}
-    return LabelledSet(name=name, classes=tuple(classes), inputs=inputs, **columns)
+def canonical_order(labelled):
+    """The positions of LabelledImages by class, then pixel hash, then name: int64 (N,)"""
+    first, second = labelled.pixel_hashes.view(">u8").T  # compare like the bytes they hold
+    order = np.lexsort((labelled.names, second, first, labelled.labels.numpy()))
+    return torch.from_numpy(order)
 
 
-def _pixels_digest(columns):
-    """sha256 over the labels and pixel hashes of both parts: the same for every copy of a set."""
+def _labelled_set(name, classes, train, test, inputs):
+    """`inputs` gets a sha256 over labels and pixel hashes: the same for every copy of a set."""
     digest = hashlib.sha256()
-    for part in ("train", "test"):
-        digest.update(columns[f"{part}_labels"].tobytes())
-        digest.update(np.ascontiguousarray(columns[f"{part}_hashes"]).tobytes())
-    return digest.hexdigest()
+    for subset in (train, test):
+        digest.update(subset.labels.numpy().tobytes())
+        digest.update(subset.pixel_hashes.tobytes())
+    return LabelledSet(name, tuple(classes), train, test, inputs | {"pixels": digest.hexdigest()})
 
 
 def _load_digits(size):
@@ -220,18 +235,14 @@ def _load_digits(size):
     hashes = np.array([list(pixel_hash(image)) for image in images], np.uint8)
     fitted = np.stack([fit_square(image, size) for image in images])
     names = np.arange(len(labels)).astype(str)
-    labels = labels.astype(np.int64)
-    # A fixed third, whatever --seed is: results of different seeds share one test set.
-    parts = train_test_split(names.astype(int), test_size=1 / 3, stratify=labels, random_state=0)
-    arrays = {}
-    for part, chosen in zip(("train", "test"), parts, strict=True):
-        order = sorted(chosen, key=lambda i: (labels[i], hashes[i].tobytes(), i))
-        images = fitted[order]
-        columns = labels[order], names[order], hashes[order], fingerprints(images)
-        arrays[part] = images, *columns
-    inputs = {
-        "kind": "digits",
-        "path": "sklearn.datasets.load_digits",
-        "digest": hashlib.sha256(hashes).hexdigest(),
-    }
-    return _labelled_set("digits", map(str, range(10)), arrays, inputs)
+    labels = torch.from_numpy(labels.astype(np.int64))
+    whole = LabelledImages(Images.of(fitted), labels, names, hashes, checksums(fitted))
+    # The same third, whatever --seed is: results of different seeds share one test set.
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=1 / 3, stratify=labels.numpy(), random_state=0
+    )
+    order = canonical_order(whole)
+    subsets = (whole.subset(order[np.isin(order, chosen)]) for chosen in (train, test))
+    inputs = {"kind": "digits", "path": "sklearn.datasets.load_digits"}
+    inputs["digest"] = hashlib.sha256(hashes).hexdigest()
+    return _labelled_set("digits", map(str, range(10)), *subsets, inputs)

@@ -1,4 +1,4 @@
-"""The files between step 2 and step 3: selection.csv, scores.npz, skipped.csv, the export."""
+"""The files that step 2 writes: selection.csv, scores.npz, skipped.csv, and the export."""
 
 import csv
 import os
@@ -9,14 +9,17 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-CHUNK = 65_536  # entries in memory at once
+from .whole_file import whole_file
+
+CHUNK = 65_536  # entries in memory at a time
 HEADER = ["image", "label", "score", "rank"]
 
 
 def write_selection(path, images, label, score, rank):
-    """One row a kept (image, label): `images` (M,) str; label, rank int and score float32 (M,).
+    """One row for each kept (image, label).
 
-    A score is written with the fewest digits that give the same float32 back.
+    images: str (M,);  label, rank: int (M,);  score: float32 (M,), written with the fewest digits
+    that are read back as the same float32
     """
     rows = (
         [i, int(c), str(np.float32(s)), int(r)]
@@ -60,25 +63,25 @@ def write_skipped(path, skipped):
 
 
 class ScoreFile:
-    """The P best classes of one entry after another, on the way to scores.npz."""
+    """The scores and labels of the P best classes, entry after entry, until scores.npz is made."""
 
     def __init__(self, path, p):
         self.path = Path(path)
         self.record = np.dtype([("score", np.float32, (p,)), ("label", np.int32, (p,))])
 
-    def open(self, rows):
-        """To be written after the first `rows` entries; what followed them is cut off."""
-        mode = "r+b" if rows else "wb"
-        self._file = open(self.path, mode, buffering=0)  # noqa: SIM115 - open for a while
-        self._file.truncate(rows * self.record.itemsize)
+    def open(self, entries):
+        """Open the file for writing after its first `entries` entries; any others are cut off."""
+        mode = "r+b" if entries else "wb"
+        self._file = open(self.path, mode, buffering=0)  # noqa: SIM115 - it stays open
+        self._file.truncate(entries * self.record.itemsize)
         self._file.seek(0, os.SEEK_END)
 
     def write(self, score, label):
-        """score float32, label int (B,P)."""
-        rows = np.empty(len(score), self.record)
-        rows["score"], rows["label"] = score, label
-        left = memoryview(rows.tobytes())
-        while left:  # a disk that is nearly full takes a part before it complains
+        """score: float32 (B,P);  label: int (B,P)"""
+        entries = np.empty(len(score), self.record)
+        entries["score"], entries["label"] = score, label
+        left = memoryview(entries.tobytes())
+        while left:  # a nearly full disk takes a part before it raises
             left = left[self._file.write(left) :]
 
     def flush(self):
@@ -87,83 +90,73 @@ class ScoreFile:
 
     def read(self):
         """The entries written, memory-mapped: fields score and label, (N,P) each."""
-        if not self.path.stat().st_size:  # nothing to map
+        if not self.path.stat().st_size:  # an empty file cannot be mapped
             return np.empty(0, self.record)
         return np.memmap(self.path, self.record, "r")
 
 
-def write_scores(path, names, usable, files):
-    """scores.npz, a chunk at a time, no pickles inside: image (n,), score and label (n,P).
+def write_scores(path, names, scorable, files):
+    """Write scores.npz, a chunk at a time and without pickles: image (n,), score and label (n,P).
 
-    names(first, last): str of each entry;  usable(first, last): bool, entries to be written;
-    files: ScoreFile's that hold the N entries one after the other
+    names(first, last): str of each entry;  scorable(first, last): bool, which entries to write
+    files: [ScoreFile], which hold the N entries one after the other
     """
     chunks, start = [], 0
     for file in files:
-        rows = file.read()
-        for first in range(0, len(rows), CHUNK):
-            last = min(first + CHUNK, len(rows))
-            chunks.append((rows[first:last], start + first, start + last))
-        start += len(rows)
-    count = longest = 0
-    for _, first, last in chunks:
-        here = usable(first, last)
-        count += int(here.sum())
-        longest = max(longest, *map(len, names(first, last)))
+        entries = file.read()
+        for first in range(0, len(entries), CHUNK):
+            last = min(first + CHUNK, len(entries))
+            chunks.append((entries[first:last], start + first, start + last))
+        start += len(entries)
+    count = sum(int(scorable(first, last).sum()) for _, first, last in chunks)
+    longest = max((len(name) for _, *span in chunks for name in names(*span)), default=0)
     p = files[0].record["score"].shape[0]
     columns = {
-        "image": (f"<U{longest}", (count,), lambda rows, first, last: names(first, last)),
-        "score": ("<f4", (count, p), lambda rows, first, last: rows["score"]),
-        "label": ("<i4", (count, p), lambda rows, first, last: rows["label"]),
+        "image": (f"<U{longest}", (count,), lambda entries, *span: names(*span)),
+        "score": ("<f4", (count, p), lambda entries, *span: entries["score"]),
+        "label": ("<i4", (count, p), lambda entries, *span: entries["label"]),
     }
-    partial = Path(path).with_name("scores.partial.npz")
-    with zipfile.ZipFile(partial, "w") as archive:
+    with whole_file(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name, (kind, shape, column) in columns.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 header = {"descr": kind, "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(member, header)
                 for chunk in chunks:
-                    values = np.asarray(column(*chunk), kind)[usable(*chunk[1:])]
+                    values = np.asarray(column(*chunk), kind)[scorable(*chunk[1:])]
                     member.write(np.ascontiguousarray(values).tobytes())
-    os.replace(partial, path)
 
 
 def _write_csv(path, header, rows):
-    partial = Path(path).with_name(Path(path).name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def export(folder, classes, pictures, label, rank):
     """Write the selection as class folders for other programs: FOLDER/<class>/<rank>-<name>.
 
-    pictures: M pairs (file or None, uint8 RGB (S,S,3)); an image that is a file of its own is
-    copied as it is, any other is written as PNG from the cache.
+    pictures: M pairs (file or None, uint8 RGB (S,S,3)).  An image that is a file of its own is
+    copied as it is; any other is written as PNG from the cache.
     Raises ValueError when FOLDER is not empty.
     """
     folder = Path(folder)
     check_export(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for (file, image), c, r in zip(pictures, label, rank, strict=True):
-        where = partial / classes[c].replace("/", "_")
-        where.mkdir(parents=True, exist_ok=True)
-        if file is not None:
-            name = os.fsdecode(os.fsencode(file.name)[-240:])  # a name has at most 255 bytes
-            shutil.copyfile(file, where / f"{r:05d}-{name}")
-        else:
-            _, png = cv2.imencode(".png", image[..., ::-1])  # RGB -> BGR
-            (where / f"{r:05d}.png").write_bytes(png)
-    if folder.exists():
-        folder.rmdir()  # it is empty; not every system renames onto a folder
-    partial.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(folder) as partial:
+        partial.mkdir()
+        for (file, image), c, r in zip(pictures, label, rank, strict=True):
+            where = partial / classes[c].replace("/", "_")
+            where.mkdir(exist_ok=True)
+            if file is not None:
+                name = os.fsdecode(os.fsencode(file.name)[-240:])  # a name has at most 255 bytes
+                shutil.copyfile(file, where / f"{r:05d}-{name}")
+            else:
+                _, png = cv2.imencode(".png", image[..., ::-1])  # RGB -> BGR
+                (where / f"{r:05d}.png").write_bytes(png)
 
 
 def check_export(folder):
-    """ValueError when the folder to export to holds something."""
+    """Raises ValueError unless the folder is empty or does not exist."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--export {folder} is not empty; name a new folder")

@@ -3,26 +3,27 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 
 @dataclass(frozen=True)
 class Split:
-    """int64 positions in a training set: sorted, disjoint, together all of it."""
+    """int64 positions in a training set: each sorted, disjoint, together all of it."""
 
-    labelled: np.ndarray
-    val: np.ndarray
-    heldout: np.ndarray
+    labelled: torch.Tensor
+    val: torch.Tensor
+    heldout: torch.Tensor
 
 
 def split(labels, seed, labels_per_class=None, val_per_class=0):
     """Cut a training set into labelled, validation and held-out images.
 
     labels: int64 (N,), in canonical order;  seed: 0 .. 2**32 - 1
-    -> Split: of every class exactly val_per_class and labels_per_class images (None: all the
-    rest, nothing held out)
+    -> Split with, of every class, val_per_class validation images, labels_per_class labelled ones
+    (None: all the others, so that none are held out), and the rest held out
 
-    The validation images do not depend on labels_per_class, and fewer labels are a subset of more
-    with the same seed, so that a study over the number of labels compares like with like.
+    The validation images do not depend on labels_per_class.  With the same seed a smaller labelled
+    set is a subset of a larger one, so that runs with different numbers of labels are comparable.
     Raises ValueError where a class has too few images.
     """
     labels = np.asarray(labels)
@@ -31,7 +32,7 @@ def split(labels, seed, labels_per_class=None, val_per_class=0):
     if val_per_class < 0:
         raise ValueError(f"--val-per-class is {val_per_class}; it must be at least 0")
     random = np.random.RandomState(seed)
-    parts = {"labelled": [], "val": [], "heldout": []}
+    chosen = {"labelled": [], "val": [], "heldout": []}
     needed = val_per_class + (labels_per_class or 1)
     for label in range(int(labels.max()) + 1):
         members = np.flatnonzero(labels == label)
@@ -43,8 +44,11 @@ def split(labels, seed, labels_per_class=None, val_per_class=0):
             )
         members = random.permutation(members)
         end = len(members) if labels_per_class is None else needed
-        parts["val"].append(members[:val_per_class])
-        parts["labelled"].append(members[val_per_class:end])
-        parts["heldout"].append(members[end:])
-    sorted_parts = {name: np.sort(np.concatenate(chosen)) for name, chosen in parts.items()}
-    return Split(**{name: chosen.astype(np.int64) for name, chosen in sorted_parts.items()})
+        chosen["val"].append(members[:val_per_class])
+        chosen["labelled"].append(members[val_per_class:end])
+        chosen["heldout"].append(members[end:])
+    return Split(**{name: _sorted(several) for name, several in chosen.items()})
+
+
+def _sorted(several):
+    return torch.from_numpy(np.sort(np.concatenate(several)).astype(np.int64))

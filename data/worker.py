@@ -1,19 +1,36 @@
-"""A decoding worker, a program: `workers.py` starts it and talks to it over its pipes.
+"""Many encoded images to squares of pixels in a file: the work of one decoding process.
 
-A task is a pickled dict, the arguments of `rows.decode_rows`; the answer what that returns, or the
-exception that it raised.  The worker ends when its stdin closes, also when its parent is killed.
+`workers.py` starts `serve` as a program and talks to it over its pipes: a task is a pickled dict,
+the arguments of `decode_into`; the answer is what that returns, or the exception that it raised.
 """
 
 import os
 import pickle
 import signal
 import sys
-import types
+
+import cv2
+import numpy as np
+
+from .decode import (
+    MAX_FILE_BYTES,
+    Unreadable,
+    checksums,
+    decode,
+    fit_square,
+    pixel_hash,
+    read_file,
+)
+
+WRITE_BYTES = 2**20  # of squares written at a time; they stay in the processor's cache until then
 
 
-def serve(decode_rows):
+def serve():
+    """Answer tasks until stdin closes, which also happens when the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the parent stops its workers
+    cv2.setNumThreads(0)  # there is a worker for every core already
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library may print must not get in between
+    os.dup2(2, 1)  # a library that prints would otherwise print into the answers
 
     def answer(value):
         pickle.dump(value, answers)
@@ -26,27 +43,83 @@ def serve(decode_rows):
         except EOFError:
             return
         try:
-            value = decode_rows(**task)
-        except Exception as error:  # raised again by the parent
+            value = decode_into(**task)
+        except Exception as error:  # the parent raises it
             value = error
         try:
             answer(value)
         except BrokenPipeError:
-            os._exit(0)  # the parent is gone, and closing `answers` would fail once more
+            os._exit(0)  # the parent is gone; a normal exit would flush `answers` and fail again
 
 
-def main():
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    # The package without its __init__, which imports torch and much else, for seconds.
-    package = sys.modules["data"] = types.ModuleType("data")
-    package.__path__ = [os.path.dirname(os.path.abspath(__file__))]
-    import cv2
+def decode_into(file, offset, size, sources, hashes):
+    """Decode images into consecutive squares of a file; zeros for an image that is unreadable.
 
-    from data.rows import decode_rows
+    file: path, exists;  offset: byte at which the first square begins;  size: side of the squares
+    sources: N of: (path, offset, length) of an encoded image, offset None for a whole file;
+        a decoded image, uint8 (H, W, 3);  None for a square of zeros
+    hashes: whether `pixel_hash` is wanted
+    -> checksums uint8 (N, 16), pixel hashes uint8 (N, 16) or None, {index: reason}
 
-    cv2.setNumThreads(0)  # the images are decoded side by side already
-    serve(decode_rows)
+    Raises OSError when the squares cannot be written.
+    """
+    sums = np.zeros((len(sources), 16), np.uint8)
+    own_hashes = np.zeros((len(sources), 16), np.uint8) if hashes else None
+    reasons, reader = {}, _Reader()
+    step = min(len(sources), max(1, WRITE_BYTES // (size * size * 3)))
+    buffer = np.empty((step, size, size, 3), np.uint8)
+    with open(file, "r+b") as out:
+        out.seek(offset)
+        for first in range(0, len(sources), step):
+            squares = buffer[: len(sources) - first]
+            squares[:] = 0
+            for i, square in enumerate(squares, first):
+                try:
+                    _decode_one(sources[i], reader, square, own_hashes[i] if hashes else None)
+                except Unreadable as reason:
+                    reasons[i] = str(reason)
+            sums[first : first + len(squares)] = checksums(squares)
+            # write(), not a memory map: on a full disk a map kills the process with SIGBUS.
+            out.write(squares)
+    reader.close()
+    return sums, own_hashes, reasons
 
 
-if __name__ == "__main__":
-    main()
+def _decode_one(source, reader, square, own_hash):
+    """Fill `square` uint8 (S, S, 3) and, unless it is None, `own_hash` uint8 (16,)."""
+    if source is None:
+        return
+    whole = fitted = source
+    if isinstance(source, tuple):
+        content = reader.read(*source)
+        # Decoded once more for the hash: `fitted` may be reduced while it is decoded, in a labelled
+        # set as in a pool, so that a copy in a pool has the same pixels as the labelled image.
+        whole = decode(content) if own_hash is not None else None
+        fitted = decode(content, len(square))
+    if own_hash is not None:
+        own_hash[:] = np.frombuffer(pixel_hash(whole), np.uint8)
+    square[:] = fit_square(fitted, len(square))
+
+
+class _Reader:
+    """Reads image files, and the members of an archive one after the other in large blocks."""
+
+    def __init__(self):
+        self.path = self.file = None
+
+    def read(self, path, offset, length):
+        """`length` bytes of a file from `offset` on, or the whole file where `offset` is None."""
+        if offset is None:
+            return read_file(path)
+        try:
+            if path != self.path:
+                self.close()
+                self.file, self.path = open(path, "rb", buffering=2**20), path  # noqa: SIM115
+            self.file.seek(offset)
+            return self.file.read(min(length, MAX_FILE_BYTES + 1))
+        except OSError as error:
+            raise Unreadable(f"cannot be opened: {error.strerror or error}") from None
+
+    def close(self):
+        if self.file is not None:
+            self.file.close()

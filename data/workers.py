@@ -1,7 +1,11 @@
-"""Decoding in processes of its own, so that a file that crashes the decoder costs that file only.
+"""Decoding in processes of our own, so that a file that crashes the decoder costs that file only.
 
-A worker (worker.py) imports NumPy and OpenCV only, so that it starts in a fifth of a second. It
-writes the pixels into the cache itself: only hashes and reasons come back over its pipe.
+A worker (worker.py) imports NumPy and OpenCV and nothing else of size, and writes the pixels into
+the cache itself: only checksums and reasons come back over its pipe.
+
+joblib's loky decoded at the same rate, but a process killed with SIGKILL left its loky workers
+behind for 40 seconds and more, and every crash of the decoder ended all of them, with a traceback
+each.  Our workers end as soon as their stdin closes.
 """
 
 import atexit
@@ -17,16 +21,23 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .rows import decode_rows
+from .worker import decode_into
 
-CHUNK = 256  # images a task; so many that handing over a task costs nothing
+CHUNK = 256  # images a task
 CRASHES = "crashes the decoder"
-PROGRAM = str(Path(__file__).with_name("worker.py"))
-# glibc gives memory back to the system after every large image and takes it again for the next;
-# with these it keeps it, which halves the time for an image of 224 pixels.
+# A package without its __init__, which would import torch and take seconds.
+PROGRAM = """
+import sys, types
+sys.modules["data"] = types.ModuleType("data")
+sys.modules["data"].__path__ = sys.argv[1:]
+from data.worker import serve
+serve()
+"""
+# glibc gives the memory of every large image back to the system and asks for it again for the next
+# one.  With these it keeps that memory, which is faster.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 
-_resting = []  # a worker that is done stays for the next pool: to start one takes longer than many
+_resting = []  # workers without a task; one is kept for the next pool, which need not start its own
 
 
 class Died(Exception):
@@ -34,12 +45,12 @@ class Died(Exception):
 
 
 class Worker:
-    """One worker process."""
+    """One worker process.  Raises OSError when it does not start."""
 
     def __init__(self):
-        # A process group of its own: Ctrl-C reaches this process only, which then stops the others.
+        # In a process group of its own: Ctrl-C reaches the parent only, which stops its workers.
         self.process = subprocess.Popen(
-            [sys.executable, "-P", PROGRAM],
+            [sys.executable, "-P", "-c", PROGRAM, str(Path(__file__).parent)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**KEEP_MEMORY, **os.environ},
@@ -49,12 +60,12 @@ class Worker:
             self._receive()
         except Died:
             raise OSError(
-                f"the decoding worker {PROGRAM!r} does not start (see above); "
+                "a decoding worker does not start (see above); "
                 "check the installation of NumPy and OpenCV"
             ) from None
 
     def ask(self, task):
-        """The answer of `rows.decode_rows`.  Raises Died, or what the worker raised."""
+        """The answer of `worker.decode_into`.  Raises Died, or what the worker raised."""
         try:
             pickle.dump(task, self.process.stdin)
             self.process.stdin.flush()
@@ -77,12 +88,12 @@ class Worker:
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):  # of a task that it did not read to the end
+            with suppress(OSError):  # it had not read all of its task
                 pipe.close()
 
 
 def rest(keep=1):
-    """Stop the workers at rest, all but `keep`."""
+    """Stop the workers without a task, all but `keep`."""
     while len(_resting) > keep:
         _resting.pop().stop()
 
@@ -91,69 +102,71 @@ atexit.register(rest, keep=0)
 
 
 def cores():
-    """Processor cores for this process; with torchrun, its share of the machine's."""
+    """Processor cores for this process; under torchrun its share of the machine's."""
     known = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     return max(1, count // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def chunk_size(count):
-    """Images a task, such that `count` images keep every core busy."""
+    """Images a task, so that `count` images keep every core busy."""
     return min(CHUNK, max(16, count // (16 * cores())))
 
 
 def decode_all(tasks, count, take, in_memory):
-    """Decode many chunks side by side; the results do not depend on the number of workers.
+    """Do many tasks side by side; the results do not depend on the number of workers.
 
-    tasks: iterable of (tag, arguments of `rows.decode_rows`), asked for as workers get free
-    count: images in all
+    tasks: iterable of (tag, arguments of `worker.decode_into`), read on as workers become free
+    count: images in all tasks
     take(tag, *answer): called in this thread, in the order of the tasks
-    in_memory: whether the sources are pictures; these are worked on in threads of this process
+    in_memory: whether the sources are decoded images; threads of this process then do the tasks
+
+    Raises OSError, or what `tasks` or `take` raise; no task is running any more then.
     """
-    workers = min(cores(), 1 + count // 64)  # a small pool is done before more have started
+    workers = min(cores(), 1 + count // 64)  # a small pool is done before a second worker starts
     crew, waiting = _Crew(), deque()
     run = _here if in_memory else crew.run
-    with _single_threaded_opencv(), ThreadPoolExecutor(workers) as pool:
+    with _single_threaded_opencv(), ThreadPoolExecutor(workers) as threads:
         try:
             for tag, task in tasks:
-                waiting.append((tag, pool.submit(run, task)))
-                if len(waiting) > 4 * workers:  # not too far ahead of a slow disk
+                waiting.append((tag, threads.submit(run, task)))
+                if len(waiting) > 4 * workers:  # bounds the answers that wait in memory
                     tag, future = waiting.popleft()
                     take(tag, *future.result())
             for tag, future in waiting:
                 take(tag, *future.result())
-        except BaseException:  # also Ctrl-C and SIGTERM: what is under way is of no use
+        except BaseException:  # also Ctrl-C and SIGTERM
             crew.stop()
-            pool.shutdown(cancel_futures=True)
+            threads.shutdown(cancel_futures=True)
             raise
     rest()
 
 
 def _here(task):
-    return decode_rows(**task)
+    return decode_into(**task)
 
 
 class _Crew:
-    """The workers of one job: as many as there are threads that call `run`."""
+    """The workers of one `decode_all`: each thread that calls `run` takes one for a task."""
 
     def __init__(self):
         self.busy, self.stopped = set(), False
 
     def run(self, task):
-        """Answer a task.  A worker that dies is replaced, and its images are done one by one."""
+        """Do a task.  When its worker dies, another one does its images one by one."""
         try:
             return self._ask(task)
         except Died:
             answers = [self._alone(task, i) for i in range(len(task["sources"]))]
-        prints, hashes, reasons = zip(*answers, strict=True)
+        checksums, hashes, reasons = zip(*answers, strict=True)
         return (
-            np.concatenate(prints),
-            np.concatenate(hashes) if task["canonical"] else None,
+            np.concatenate(checksums),
+            np.concatenate(hashes) if task["hashes"] else None,
             {i: reason for i, own in enumerate(reasons) for reason in own.values()},
         )
 
     def _alone(self, task, i):
-        """One image, tried twice: a worker may also be killed for want of memory."""
+        """One image, tried twice: the system may have killed the worker for want of memory."""
         offset = task["offset"] + i * task["size"] ** 2 * 3
         for _ in range(2):
             try:
@@ -172,7 +185,7 @@ class _Crew:
         try:
             if self.stopped:
                 raise InterruptedError
-            answer = worker.ask(task)
+            return worker.ask(task)
         except Died:
             if self.stopped:
                 raise InterruptedError from None
@@ -181,7 +194,6 @@ class _Crew:
             self.busy.discard(worker)
             if worker.process.returncode is None:
                 _resting.append(worker)
-        return answer
 
     def stop(self):
         self.stopped = True
@@ -191,7 +203,7 @@ class _Crew:
 
 @contextmanager
 def _single_threaded_opencv():
-    """The images are worked on side by side; OpenCV's own threads would get in their way."""
+    """Switch OpenCV's own threads off: there is a thread or a process for every core already."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(0)
     try:

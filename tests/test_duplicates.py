@@ -10,43 +10,44 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from data import (
     Images,
-    JoinedPools,
+    LabelledImages,
     LabelledSet,
     LeakGuard,
+    Pool,
+    Source,
     Split,
+    checksums,
     decode,
-    fingerprints,
     load_labelled,
 )
 from data import duplicates as duplicates_module
-from data.listing import Names
-from data.pools import Pool
+from data.listing import Names, in_blocks
 
 
 def known(images, folder, train=10, val=10):
     """A guard over made-up labelled images: the first train, the next validate, the rest test."""
-    prints, names = fingerprints(images), np.array([f"{i}.png" for i in range(len(images))])
-    labels, cut = np.zeros(len(images), np.int64), train + val
+    sums, names = checksums(images), np.array([f"{i}.png" for i in range(len(images))])
+    labels, cut = torch.zeros(len(images), dtype=torch.int64), train + val
+    whole = LabelledImages(Images.of(images), labels, names, sums, sums)
+    order = torch.arange(cut).flip(0)  # no order that positions could be mistaken for
     labelled = LabelledSet(
-        "made-up", ("thing",),
-        images[:cut], labels[:cut], names[:cut], prints[:cut], prints[:cut],
-        images[cut:], labels[cut:], names[cut:], prints[cut:], prints[cut:],
+        "made-up", ("thing",), whole.subset(torch.arange(cut)),
+        whole.subset(torch.arange(cut, len(images))), {},
     )  # fmt: skip
-    order = np.arange(cut)[::-1]  # no order that positions could be mistaken for
-    parts = Split(order[val:].copy(), order[:val].copy(), np.array([], np.int64))
-    return LeakGuard(labelled, parts, folder)
+    return LeakGuard(labelled, Split(order[val:], order[:val], order[:0]), folder)
 
 
 def found_in(guard, images):
-    return {d.position: d for d in guard.find(Images.of(images), fingerprints(images))}
+    return {d.position: d for d in guard.find(Images.of(images), checksums(images))}
 
 
-def one_pool(images, name="made-up"):
+def made_up(images, name="made-up"):
     names = Names(f"{i}.png" for i in range(len(images)))
-    return Pool(name, names, {}, images=[images], prints=[fingerprints(images)])
+    return Source(name, names, {}, Images.of(images), in_blocks(checksums(images)))
 
 
 def photographs(count, seed=0):
@@ -91,7 +92,7 @@ def test_near_duplicates_are_found_with_the_images_they_repeat(change, tmp_path)
     for position in range(40, 72):
         match = guard.images[[found[position].match]][0].numpy()
         assert (match == labelled[position - 40]).all()
-    parts = [guard.part_of(found[position]) for position in range(40, 72)]
+    parts = [guard.subset_of(found[position]) for position in range(40, 72)]
     assert parts == ["train"] * 10 + ["val"] * 10 + ["test"] * 12
     assert all(found[position].similarity > 0.64 for position in range(40, 70))
     assert found[70].similarity is found[71].similarity is None
@@ -101,21 +102,21 @@ def test_near_duplicates_are_found_with_the_images_they_repeat(change, tmp_path)
     )
 
 
-def test_several_pools_leave_out_and_count_what_the_guard_finds(tmp_path):
+def test_several_sources_leave_out_and_count_what_the_guard_finds(tmp_path):
     labelled, others = photographs(60), photographs(9, seed=1)
     first = np.concatenate([others[:5], labelled[[3]]])
     second = np.concatenate([CHANGES["jpeg"](labelled[40])[None], others[5:], labelled[[12, 59]]])
-    pool = JoinedPools([one_pool(first), one_pool(second, "more")])
+    pool = Pool([made_up(first), made_up(second, "more")])
     pool.find_duplicates(known(labelled, tmp_path))
     assert list(pool.duplicates) == [5, 6, 11, 12]
-    assert pool.usable(4, 8).tolist() == [True, False, False, True]
-    assert pool.usable(0, 13).sum() == 9
-    assert pool.count_left_out() == {
+    assert pool.scorable(4, 8).tolist() == [True, False, False, True]
+    assert pool.scorable(0, 13).sum() == 9
+    assert pool.count_skipped() == {
         "unreadable": 0,
         "duplicate": {"train": 1, "val": 1, "test": 1},
         "near_duplicate": {"train": 0, "val": 0, "test": 1},
     }
-    reasons = dict(pool.left_out())
+    reasons = dict(pool.skipped())
     assert reasons[12] == "duplicate of a labelled image: test 59.png"
 
 
@@ -139,26 +140,24 @@ def test_answers_are_remembered_and_forgotten_with_what_they_depend_on(tmp_path,
 
 
 @pytest.mark.parametrize("at_once", [4, 2**24])
-def test_copies_inside_the_pool_are_counted_across_pools(monkeypatch, at_once):
-    monkeypatch.setattr("data.joined.COUNTED", at_once)
+def test_copies_inside_the_pool_are_counted_across_sources(monkeypatch, at_once):
+    monkeypatch.setattr("data.pool.COUNTED", at_once)
     images = photographs(10)
-    pools = [one_pool(images[[0, 1, 1, 2]]), one_pool(images[[3, 0, 0, 4, 5, 1]], "more")]
-    assert JoinedPools(pools).count_copies() == 4
+    sources = [made_up(images[[0, 1, 1, 2]]), made_up(images[[3, 0, 0, 4, 5, 1]], "more")]
+    assert Pool(sources).count_copies() == 4
 
 
-def test_several_parts_of_a_pool_are_one(tmp_path):
-    images = photographs(10)
-    prints, names = fingerprints(images), Names(f"{i}.png" for i in range(10))
-    parts = [slice(0, 3), slice(3, 4), slice(4, 10)]
-    columns = {"images": [images[p] for p in parts], "prints": [prints[p] for p in parts]}
-    chosen = np.array([9, 3, 4, 3])
-    cut = Pool("cut", names, {}, **columns)
-    picked = Pool("some", Names("abcd"), {}, images=[images], prints=[prints], rows=chosen)
-    pool = JoinedPools([cut, picked])
-    assert len(pool) == 14
+def test_sources_of_several_blocks_are_one_pool(monkeypatch):
+    monkeypatch.setattr("data.listing.BLOCK", 3)
+    images, chosen = photographs(10), [9, 3, 4, 3]
+    pool = Pool([made_up(images, "first"), made_up(images[chosen], "some")])
+    assert len(pool) == 14 and len(pool.sources[0].checksums) == 4
     expected = np.concatenate([images, images[chosen]])
     assert (pool.images[slice(None)].numpy() == expected).all()
-    assert (pool.prints(np.arange(14)) == fingerprints(expected)).all()
+    assert (pool.checksums(np.arange(14)) == checksums(expected)).all()
+    assert (pool.checksums(np.array([2, 3, 11])) == checksums(expected[[2, 3, 11]])).all()
+    assert pool.names_of(9, 11) == ["first/9.png", "some/0.png"]
+    assert pool.positions(["some/3.png", "first/0.png"]).tolist() == [13, 0]
 
 
 def test_comparison_matches_the_slow_reference():
@@ -199,9 +198,10 @@ def test_images_without_contrast_are_compared_by_colour(tmp_path):
 
 def test_digits_are_alike_but_not_duplicates(tmp_path):
     digits = load_labelled("digits", tmp_path, 32)
-    guard = known(digits.test_images, tmp_path)
-    assert len(found_in(guard, digits.train_images)) < 5
-    copies = np.stack([CHANGES["jpeg"](image) for image in digits.test_images[:100]])
+    test, train = (one.images[slice(None)].numpy() for one in (digits.test, digits.train))
+    guard = known(test, tmp_path)
+    assert len(found_in(guard, train)) < 5
+    copies = np.stack([CHANGES["jpeg"](image) for image in test[:100]])
     assert len(found_in(guard, copies)) > 95
 
 

@@ -99,10 +99,26 @@ def test_on_the_cpu_the_images_stay_where_they_are():
     assert images.to(torch.device("cpu")) is images
 
 
+def test_a_copy_holds_every_distinct_image_once(monkeypatch):
+    arrays = [made_up(5, 0), made_up(7, 1)]
+    chosen = torch.tensor([11, 2, 2, 6, 11, 0])
+    images = Images.of(*arrays).subset(chosen)
+    elsewhere = images.to(torch.device("meta"))  # a device that can be had anywhere
+    assert elsewhere.device.type == "meta" and images.device.type == "cpu"
+    assert len(elsewhere.tensors[0]) == 4 and elsewhere.shape == images.shape
+    distinct, index = chosen.unique(return_inverse=True)
+    copied = Images.of(*arrays).subset(distinct)._copied(torch.device("cpu"), index, chunk=3)
+    assert len(copied.tensors[0]) == 4
+    assert torch.equal(copied[torch.arange(6)], images[torch.arange(6)])
+    assert torch.equal(
+        copied.subset(torch.tensor([4, 1]))[slice(None)], images[torch.tensor([4, 1])]
+    )
+
+
 @pytest.mark.skipif(
     not Path("/proc/self/smaps_rollup").exists(), reason="Linux says what is mapped"
 )
-def test_what_was_let_go_is_no_longer_counted_and_can_be_read_again(tmp_path):
+def test_what_was_released_is_no_longer_counted_and_can_be_read_again(tmp_path):
     def resident():
         rollup = Path("/proc/self/smaps_rollup").read_text()
         return int(rollup.split("Rss:")[1].split()[0]) * 1024
@@ -114,6 +130,6 @@ def test_what_was_let_go_is_no_longer_counted_and_can_be_read_again(tmp_path):
     for index in torch.arange(2003).split(100):
         images[index]
     before = resident()
-    images.let_go()
+    images.release_pages()
     assert before - resident() > array.nbytes // 2
     assert torch.equal(images[torch.arange(2000)], torch.from_numpy(array))

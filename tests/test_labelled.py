@@ -16,11 +16,12 @@ import time
 import cv2
 import numpy as np
 import pytest
+import torch
 import torchvision
 
 from data import decode, load_labelled, split
-from data import download as download_module
 from data.decode import fit_square, pixel_hash
+from models import download as download_module
 
 
 def pictures(count, seed=0, side=32):
@@ -91,11 +92,16 @@ def serve(tmp_path):
 
 
 def same_split(one, other):
-    a, b = split(one.train_labels, 5, 1, 1), split(other.train_labels, 5, 1, 1)
+    a, b = split(one.train.labels, 5, 1, 1), split(other.train.labels, 5, 1, 1)
     return all(
-        np.array_equal(one.train_images[getattr(a, part)], other.train_images[getattr(b, part)])
+        torch.equal(one.train.images[getattr(a, part)], other.train.images[getattr(b, part)])
         for part in ("labelled", "val", "heldout")
     )
+
+
+def stored(labelled):
+    """All images of LabelledImages: uint8 (N, S, S, 3)."""
+    return labelled.images[slice(None)].numpy()
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["data_dir/cifar100", "data_dir"])
@@ -109,13 +115,14 @@ def test_archive_and_class_folders_are_the_same_set(cifar, tmp_path, bare):
     one, other = load_labelled("cifar100", official, 32), load_labelled("cifar100", copy, 32)
     assert one.inputs["kind"] == "torchvision" and other.inputs["kind"] == "folder"
     assert one.classes == other.classes == tuple(classes)
-    for part in ("train", "test"):
-        for column in ("images", "labels", "hashes"):
-            field = f"{part}_{column}"
-            assert np.array_equal(getattr(one, field), getattr(other, field)), field
+    for ours, theirs in ((one.train, other.train), (one.test, other.test)):
+        assert np.array_equal(stored(ours), stored(theirs))
+        assert torch.equal(ours.labels, theirs.labels)
+        assert np.array_equal(ours.pixel_hashes, theirs.pixel_hashes)
+        assert np.array_equal(ours.checksums, theirs.checksums)
     assert same_split(one, other)
     # ... and it is not the order of the pickle that happens to agree.
-    assert not np.array_equal(one.train_images, parts["train"][0])
+    assert not np.array_equal(stored(one.train), parts["train"][0])
 
 
 def test_canonical_order_is_class_then_pixels_then_name(cifar):
@@ -123,9 +130,9 @@ def test_canonical_order_is_class_then_pixels_then_name(cifar):
     loaded = load_labelled("cifar100", official, 32)
     images, labels = parts["train"]
     expected = sorted(range(300), key=lambda i: (labels[i], pixel_hash(images[i]), str(i)))
-    assert loaded.train_names.tolist() == list(map(str, expected))
-    assert np.array_equal(loaded.train_images, images[expected])
-    assert loaded.train_labels.dtype == np.int64
+    assert loaded.train.names.tolist() == list(map(str, expected))
+    assert np.array_equal(stored(loaded.train), images[expected])
+    assert loaded.train.labels.dtype == torch.int64
 
 
 def test_identical_images_are_ordered_by_name(tmp_path):
@@ -134,7 +141,7 @@ def test_identical_images_are_ordered_by_name(tmp_path):
         for name in ("b", "a", "c"):
             write(tmp_path / part / "one" / f"{name}.png", image)
         write(tmp_path / part / "two" / "x.png", 255 - image)
-    names = load_labelled("folder", tmp_path, 32).train_names
+    names = load_labelled("folder", tmp_path, 32).train.names
     assert names.tolist() == ["one/a.png", "one/b.png", "one/c.png", "two/x.png"]
 
 
@@ -143,10 +150,10 @@ def test_download_checks_extracts_and_is_kept(cifar, serve, tmp_path, monkeypatc
     address = f"{serve(archive.parent)}/{archive.name}"
     monkeypatch.setattr(torchvision.datasets.CIFAR100, "url", address)
     first = load_labelled("cifar100", tmp_path / "data", 32)
-    assert first.train_images.shape == (300, 32, 32, 3)
+    assert first.train.images.shape == (300, 32, 32, 3)
     monkeypatch.setattr(torchvision.datasets.CIFAR100, "url", "http://127.0.0.1:9/gone.tar.gz")
     again = load_labelled("cifar100", tmp_path / "data", 32)  # offline now
-    assert np.array_equal(first.train_images, again.train_images)
+    assert np.array_equal(stored(first.train), stored(again.train))
 
 
 def test_truncated_download_does_not_poison_the_next(cifar, serve, tmp_path, monkeypatch):
@@ -160,7 +167,7 @@ def test_truncated_download_does_not_poison_the_next(cifar, serve, tmp_path, mon
     with pytest.raises(ConnectionError, match="corrupted"):
         load_labelled("cifar100", tmp_path / "data", 32)
     (site / archive.name).write_bytes(whole)
-    assert len(load_labelled("cifar100", tmp_path / "data", 32).train_labels) == 300
+    assert len(load_labelled("cifar100", tmp_path / "data", 32).train) == 300
 
 
 def test_download_gives_up_when_nothing_answers(tmp_path, monkeypatch):
@@ -203,12 +210,13 @@ def test_unknown_set_lists_the_choices(tmp_path):
 
 def test_digits_need_no_folder_and_keep_their_test_set(tmp_path):
     small, large = load_labelled("digits", tmp_path / "none", 8), load_labelled("digits", "x", 32)
-    assert len(small.train_labels) == 1198 and len(small.test_labels) == 599
-    assert np.array_equal(small.test_hashes, large.test_hashes)
-    assert large.test_images.shape == (599, 32, 32, 3)
-    assert small.train_images.max() == 255 and small.train_images.min() == 0
-    assert np.bincount(small.test_labels).min() >= 57  # stratified
-    assert not {h.tobytes() for h in small.train_hashes} & {h.tobytes() for h in small.test_hashes}
+    assert len(small.train) == 1198 and len(small.test) == 599
+    assert np.array_equal(small.test.pixel_hashes, large.test.pixel_hashes)
+    assert large.test.images.shape == (599, 32, 32, 3)
+    assert stored(small.train).max() == 255 and stored(small.train).min() == 0
+    assert small.test.labels.bincount().min() >= 57  # stratified
+    train, test = ({h.tobytes() for h in s.pixel_hashes} for s in (small.train, small.test))
+    assert not train & test
     assert not (tmp_path / "none").exists()
 
 
@@ -227,8 +235,8 @@ def test_folder_ignores_hidden_and_other_files(tmp_path):
     write(tmp_path / "train" / "a" / "UPPER.PNG", pictures(1, seed=99)[0])
     loaded = load_labelled("folder", tmp_path, 16)
     assert loaded.classes == ("a", "b")
-    assert len(loaded.train_names) == 7 and "a/UPPER.PNG" in loaded.train_names
-    assert loaded.train_images.shape == (7, 16, 16, 3)
+    assert len(loaded.train) == 7 and "a/UPPER.PNG" in loaded.train.names
+    assert loaded.train.images.shape == (7, 16, 16, 3)
 
 
 def test_resizing_averages_down_and_keeps_equal_sizes(tmp_path):
@@ -281,36 +289,36 @@ def test_unreadable_labelled_images(tmp_path, bad):
         return
     with pytest.warns(UserWarning, match=r"1 of 120 .*a/0\.png"):
         loaded = load_labelled("folder", tmp_path, 16)
-    assert len(loaded.train_labels) == len(loaded.train_images) == 119
-    assert "a/0.png" not in loaded.train_names
-    for row, name in enumerate(loaded.train_names):  # rows did not slip
+    assert len(loaded.train) == len(loaded.train.images) == 119
+    assert "a/0.png" not in loaded.train.names
+    for row, name in enumerate(loaded.train.names):  # no image has another one's name
         image = decode((tmp_path / "train" / name).read_bytes())
-        assert np.array_equal(loaded.train_images[row], fit_square(image, 16))
-        assert loaded.train_hashes[row].tobytes() == pixel_hash(image)
+        assert np.array_equal(stored(loaded.train)[row], fit_square(image, 16))
+        assert loaded.train.pixel_hashes[row].tobytes() == pixel_hash(image)
 
 
-LABELS = np.repeat(np.arange(5), [30, 31, 32, 33, 40])
+LABELS = torch.arange(5).repeat_interleave(torch.tensor([30, 31, 32, 33, 40]))
 
 
 @pytest.mark.parametrize("per_class, val", [(None, 0), (None, 4), (10, 0), (10, 5), (25, 5)])
 def test_split_is_exact_disjoint_and_complete(per_class, val):
     parts = split(LABELS, 3, per_class, val)
-    together = np.concatenate([parts.labelled, parts.val, parts.heldout])
-    assert np.array_equal(np.sort(together), np.arange(len(LABELS)))
+    together = torch.cat([parts.labelled, parts.val, parts.heldout])
+    assert torch.equal(together.sort().values, torch.arange(len(LABELS)))
     for part in (parts.labelled, parts.val, parts.heldout):
-        assert part.dtype == np.int64 and np.all(np.diff(part) > 0)
-    assert np.bincount(LABELS[parts.val], minlength=5).tolist() == [val] * 5
-    wanted = np.bincount(LABELS) - val if per_class is None else [per_class] * 5
-    assert np.bincount(LABELS[parts.labelled], minlength=5).tolist() == list(wanted)
+        assert part.dtype == torch.int64 and (part.diff() > 0).all()
+    assert LABELS[parts.val].bincount(minlength=5).tolist() == [val] * 5
+    wanted = LABELS.bincount() - val if per_class is None else [per_class] * 5
+    assert LABELS[parts.labelled].bincount(minlength=5).tolist() == list(wanted)
 
 
 def test_split_depends_on_the_seed_alone_and_is_nested():
     few, more = split(LABELS, 3, 5, 4), split(LABELS, 3, 10, 4)
-    assert np.array_equal(few.val, more.val)
-    assert set(few.labelled) < set(more.labelled)
-    assert np.array_equal(few.labelled, split(LABELS, 3, 5, 4).labelled)
-    assert not np.array_equal(few.labelled, split(LABELS, 4, 5, 4).labelled)
-    assert not np.array_equal(few.val, split(LABELS, 4, 5, 4).val)
+    assert torch.equal(few.val, more.val)
+    assert set(few.labelled.tolist()) < set(more.labelled.tolist())
+    assert torch.equal(few.labelled, split(LABELS, 3, 5, 4).labelled)
+    assert not torch.equal(few.labelled, split(LABELS, 4, 5, 4).labelled)
+    assert not torch.equal(few.val, split(LABELS, 4, 5, 4).val)
 
 
 @pytest.mark.parametrize("per_class, val", [(31, 0), (26, 5), (None, 30), (0, 0), (5, -1)])

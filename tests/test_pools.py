@@ -26,19 +26,19 @@ from PIL import Image
 
 from data import (
     Unreadable,
+    checksums,
     decode,
-    fingerprints,
     fit_square,
     load_labelled,
-    open_pools,
     pixel_hash,
     split,
-    tar,
 )
 from data import cache as cache_module
-from data import pools as pools_module
+from data import sources as sources_module
 from data.cache import Cache
-from data.listing import Pictures
+from data.files import LOST, list_tars
+from data.listing import MemorySource
+from data.sources import open_sources
 from data.workers import Worker
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX names, links and FIFOs")
@@ -144,20 +144,20 @@ def test_broken_files_in_a_pool_are_listed_and_keep_their_position(tmp_path):
         write(folder / name, picture(seed))
     for name in (".hidden.png", ".git/c.png", "notes.txt", "deep/list.csv"):
         write(folder / name, b"x")
-    [pool] = open_pools([folder], tmp_path, 32)
-    names = list(pool.names)
+    [source] = open_sources([folder], tmp_path, 32)
+    names = list(source.names)
     assert names == sorted([*BROKEN, "a.png", "deep/er/b.png", "z.jpg"])
-    assert {names[i]: reason for i, reason in pool.skipped.items()} == {
+    assert {names[i]: reason for i, reason in source.unreadable.items()} == {
         name: reason for name, (_, reason) in BROKEN.items()
     }
-    assert pool.name == "photos" and pool.name_of(0) == "photos/a.png" and pool.truth is None
-    assert pool.images[0].shape == (len(names), 32, 32, 3) and not pool.images[0].flags.writeable
+    assert source.name == "photos" and source.names[0] == "a.png" and source.truth is None
+    assert source.images.shape == (len(names), 32, 32, 3)
     row = names.index("deep/er/b.png")
-    assert (pixels(pool)[row] == fit_square(picture(1), 32)).all()
-    assert (prints(pool)[row] == fingerprints(fit_square(picture(1), 32)[None])).all()
-    assert not pixels(pool)[names.index("cut.png")].any()
-    assert pool.tags(row) == "er" and pool.tags(0) == ""
-    assert pool.inputs["entries"] == len(names)
+    assert (pixels(source)[row] == fit_square(picture(1), 32)).all()
+    assert (checksums_of(source)[row] == checksums(fit_square(picture(1), 32)[None])).all()
+    assert not pixels(source)[names.index("cut.png")].any()
+    assert source.tag(row) == "er" and source.tag(0) == ""
+    assert source.inputs["entries"] == len(names)
 
 
 def pillow(suffix, *images, **options):
@@ -209,10 +209,10 @@ def test_every_kind_of_file_is_read_or_listed_by_a_worker(tmp_path):
         write(tmp_path / "pool" / name, content)
     for name, (content, *_) in good.items():
         write(tmp_path / "pool" / name, content)
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 40)
-    listed = {pool.names[i]: reason for i, reason in pool.skipped.items()}
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 40)
+    listed = {source.names[i]: reason for i, reason in source.unreadable.items()}
     assert listed == {name: reason for name, (_, reason) in BROKEN.items()}
-    for name, image in zip(pool.names, pixels(pool), strict=True):
+    for name, image in zip(source.names, pixels(source), strict=True):
         if name in good:
             _, wanted, tolerance = good[name]
             assert np.abs(image.astype(int) - wanted).mean() <= tolerance, name
@@ -237,8 +237,8 @@ def test_strange_names_links_and_pipes(tmp_path):
     (folder / "loop").symlink_to(folder)
     write(tmp_path / "elsewhere" / "far.png", picture(4))
     (folder / "folder.png").symlink_to(tmp_path / "elsewhere")
-    [pool] = open_pools([folder], tmp_path / "data", 16)
-    listed = {pool.names[i]: reason for i, reason in pool.skipped.items()}
+    [source] = open_sources([folder], tmp_path / "data", 16)
+    listed = {source.names[i]: reason for i, reason in source.unreadable.items()}
     assert listed.pop("self.png").startswith("cannot be opened: ")
     assert listed == {
         "bad\\xff.png": "name is not UTF-8",
@@ -246,7 +246,7 @@ def test_strange_names_links_and_pipes(tmp_path):
         "dir\\xfe/in.png": "name is not UTF-8",
         "pipe.png": "not a regular file",
     }
-    good = set(pool.names) - {pool.names[i] for i in pool.skipped}
+    good = set(source.names) - {source.names[i] for i in source.unreadable}
     assert good == {"good.png", "link.png", "new\nline.png", "x" * 251 + ".png"}
 
 
@@ -256,10 +256,10 @@ def test_file_without_permission_is_listed(tmp_path):
     write(tmp_path / "pool" / "a.png", picture())
     write(tmp_path / "pool" / "b.png", picture())
     (tmp_path / "pool" / "b.png").chmod(0)
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
-    assert list(pool.skipped) == [1] and "denied" in pool.skipped[1]
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
+    assert list(source.unreadable) == [1] and "denied" in source.unreadable[1]
     (tmp_path / "pool" / "b.png").chmod(0o644)
-    assert not open_pools([tmp_path / "pool"], tmp_path, 16)[0].skipped
+    assert not open_sources([tmp_path / "pool"], tmp_path, 16)[0].unreadable
 
 
 @pytest.fixture
@@ -276,32 +276,31 @@ def decoded(monkeypatch):
     return seen
 
 
-def pixels(pool):
-    """The images of a pool in their order, whatever its parts."""
-    images = np.concatenate(pool.images)
-    return images if pool.rows is None else images[pool.rows]
+def pixels(source):
+    """All images of a source: uint8 (N, S, S, 3)."""
+    return source.images[slice(None)].numpy()
 
 
-def prints(pool):
-    return np.concatenate(pool.prints)
+def checksums_of(source):
+    return np.concatenate(source.checksums)
 
 
 def test_cache_is_reused_until_a_file_changes(tmp_path, decoded):
     folder = tmp_path / "pool"
     for seed in range(3):
         write(folder / f"{seed}.png", picture(seed))
-    first = open_pools([folder], tmp_path, 16)[0]
+    first = open_sources([folder], tmp_path, 16)[0]
     assert sorted(decoded) == ["0.png", "1.png", "2.png"]
     decoded.clear()
-    again = open_pools([folder], tmp_path, 16)[0]
+    again = open_sources([folder], tmp_path, 16)[0]
     assert not decoded and (pixels(again) == pixels(first)).all()
     assert again.inputs == first.inputs
 
-    open_pools([folder], tmp_path, 24)  # another size
+    open_sources([folder], tmp_path, 24)  # another size
     assert len(decoded) == 3
     write(folder / "3.png", picture(3))
     decoded.clear()
-    grown = open_pools([folder], tmp_path, 16)[0]
+    grown = open_sources([folder], tmp_path, 16)[0]
     assert len(decoded) == 4 and grown.inputs["digest"] != first.inputs["digest"]
 
     path = folder / "1.png"  # edited in place, same length
@@ -310,25 +309,25 @@ def test_cache_is_reused_until_a_file_changes(tmp_path, decoded):
     os.utime(path, ns=(1, 1))
     assert path.stat().st_size == size
     decoded.clear()
-    edited = open_pools([folder], tmp_path, 16)[0]
+    edited = open_sources([folder], tmp_path, 16)[0]
     assert len(decoded) == 4 and edited.inputs["digest"] == grown.inputs["digest"]
 
 
 @pytest.mark.parametrize("harm", [lambda content: content[:-5], lambda content: content + b"x"])
-@pytest.mark.parametrize("file", ["images.npy", "meta.json", "prints.npy"])
+@pytest.mark.parametrize("file", ["images.npy", "meta.json", "checksums.npy"])
 def test_damaged_cache_is_built_again(tmp_path, decoded, file, harm):
     write(tmp_path / "pool" / "a.png", picture())
-    first = pixels(open_pools([tmp_path / "pool"], tmp_path, 16)[0])
+    first = pixels(open_sources([tmp_path / "pool"], tmp_path, 16)[0])
     [path] = (tmp_path / "cache").glob(f"*/{file}")
     path.write_bytes(harm(path.read_bytes()))
     decoded.clear()
-    assert (pixels(open_pools([tmp_path / "pool"], tmp_path, 16)[0]) == first).all()
+    assert (pixels(open_sources([tmp_path / "pool"], tmp_path, 16)[0]) == first).all()
     assert decoded == ["a.png"]
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def cache_of(folder, name, read, count=600, size=8, arrange=None):
-    return Cache(folder, name, Pictures(count, read), [(0, count, {})], size, arrange)
+def cache_of(folder, name, read, count=600, size=8, hashes=False):
+    return Cache(folder, name, MemorySource(count, read), {}, size, hashes)
 
 
 @pytest.mark.parametrize(
@@ -359,23 +358,24 @@ def test_full_disk_is_an_error_not_a_crash(tmp_path, monkeypatch):
     with monkeypatch.context() as full:
         full.setattr(cache_module, "_create_npy", on_full_disk)
         with pytest.raises(OSError, match="No space left"):
-            open_pools([tmp_path / "pool"], tmp_path, 32)
+            open_sources([tmp_path / "pool"], tmp_path, 32)
     assert list((tmp_path / "cache").iterdir()) == []
-    assert not open_pools([tmp_path / "pool"], tmp_path, 32)[0].skipped
+    assert not open_sources([tmp_path / "pool"], tmp_path, 32)[0].unreadable
 
 
 def test_two_processes_building_one_cache_share_the_first(tmp_path, monkeypatch):
-    def build(arrange=lambda *_: np.arange(2)):
-        [part] = cache_of(tmp_path, "race", picture, 2, arrange=arrange).open()
-        return part.images
+    def build(read=picture):
+        [block] = cache_of(tmp_path, "race", read, 2).open()
+        return block.images
 
-    def meanwhile(hashes, skipped):  # the other process finishes first
-        with monkeypatch.context() as other:
-            other.setattr(cache_module.os, "getpid", lambda: -1)
-            build()
-        [theirs] = tmp_path.glob("race-*/meta.json")
-        first.append(theirs.stat().st_mtime_ns)
-        return np.arange(2)
+    def meanwhile(i):  # the other process finishes first
+        if not first:
+            with monkeypatch.context() as other:
+                other.setattr(os, "getpid", lambda: -1)
+                build()
+            [theirs] = tmp_path.glob("race-*/meta.json")
+            first.append(theirs.stat().st_mtime_ns)
+        return picture(i)
 
     first = []
     assert (build(meanwhile) == build()).all()
@@ -383,14 +383,15 @@ def test_two_processes_building_one_cache_share_the_first(tmp_path, monkeypatch)
     assert (folder / "meta.json").stat().st_mtime_ns == first[0]  # perhaps mapped by them already
 
 
-def test_cache_rows_come_in_the_order_asked_for(tmp_path):
-    order = np.setdiff1d(np.arange(600), [3])[::-1]
-    [plain] = cache_of(tmp_path, "plain", picture).open()
-    [turned] = cache_of(tmp_path, "turned", picture, arrange=lambda *_: order).open()
-    assert turned.order.tolist() == order.tolist() and plain.order is None
-    assert (turned.images == plain.images[order]).all()
-    assert (turned.prints == plain.prints[order]).all()
-    assert turned.hashes[0].tobytes() == pixel_hash(picture(599))
+def test_pixel_hashes_are_kept_where_asked_for(tmp_path):
+    [plain] = cache_of(tmp_path, "both", picture).open()
+    [hashed] = cache_of(tmp_path, "both", picture, hashes=True).open()
+    assert plain.pixel_hashes is None and len(list(tmp_path.iterdir())) == 2
+    assert [row.tobytes() for row in hashed.pixel_hashes[[0, 599]]] == [
+        pixel_hash(picture(0)),
+        pixel_hash(picture(599)),
+    ]
+    assert (hashed.images == plain.images).all()
     assert (plain.images[5] == fit_square(picture(5), 8)).all()
 
 
@@ -408,13 +409,13 @@ def test_tar_shards_equal_the_folder(tmp_path):
     write(folder / "a" / "2.png", b"broken")
     make_tar(tmp_path / "shard-1.tar", folder, names[5:])
     make_tar(tmp_path / "shard-0.tar", folder, names[:5])
-    as_folder, as_tars = open_pools([folder, str(tmp_path / "shard-*.tar")], tmp_path, 16)
+    as_folder, as_tars = open_sources([folder, str(tmp_path / "shard-*.tar")], tmp_path, 16)
     assert (pixels(as_folder) == pixels(as_tars)).all()
-    assert (prints(as_folder) == prints(as_tars)).all()
-    assert as_folder.skipped == as_tars.skipped == {2: "not an image"}
+    assert (checksums_of(as_folder) == checksums_of(as_tars)).all()
+    assert as_folder.unreadable == as_tars.unreadable == {2: "not an image"}
     assert as_tars.names[0] == "shard-0.tar/a/0.png" and as_tars.names[7] == "shard-1.tar/b/3.png"
-    assert as_tars.tags(7) == as_folder.tags(7) == "b"
-    [one] = open_pools([tmp_path / "shard-1.tar"], tmp_path, 16)
+    assert as_tars.tag(7) == as_folder.tag(7) == "b"
+    [one] = open_sources([tmp_path / "shard-1.tar"], tmp_path, 16)
     assert one.name == "shard-1" and len(one) == 3
 
 
@@ -438,18 +439,18 @@ def test_cut_shards_give_what_lies_before_the_cut(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.tar").write_bytes(cut)
         make_tar(tmp_path / name / "b.tar", folder, names[4:])
-        [pool] = open_pools([str(tmp_path / name / "*.tar")], tmp_path, 16)
-        listed = {pool.names[i]: reason for i, reason in pool.skipped.items()}
+        [source] = open_sources([str(tmp_path / name / "*.tar")], tmp_path, 16)
+        listed = {source.names[i]: reason for i, reason in source.unreadable.items()}
         damaged = {"a.tar/3.png": "damaged or truncated image"} if name == "data" else {}
         assert listed == {"a.tar": lost, **damaged}, name
-        good = [i for i in range(len(pool)) if i not in pool.skipped]
-        assert [pool.names[i] for i in good] == [
+        good = [i for i in range(len(source)) if i not in source.unreadable]
+        assert [source.names[i] for i in good] == [
             *(f"a.tar/{seed}.png" for seed in range(3)),
             "b.tar/4.png",
             "b.tar/5.png",
         ]
         wanted = [fit_square(picture(seed), 16) for seed in (0, 1, 2, 4, 5)]
-        assert (pixels(pool)[good] == np.stack(wanted)).all()
+        assert (pixels(source)[good] == np.stack(wanted)).all()
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -471,25 +472,33 @@ def test_members_are_those_that_tarfile_finds(tmp_path, format):
             member = tarfile.TarInfo(name)
             member.size, member.mtime = len(content) + number, 0.5  # a fraction needs a pax header
             archive.addfile(member, io.BytesIO(content + bytes(number)))
-    found = list(tar.members(tmp_path / "s.tar"))
     with tarfile.open(tmp_path / "s.tar") as archive:
-        wanted = archive.getmembers()
-    assert [member.name.decode().rstrip("/") for member in found] == [m.name for m in wanted]
-    assert [(m.offset, m.size) for m in found] == [(m.offset_data, m.size) for m in wanted]
-    assert [m.kind == "file" for m in found] == [m.isreg() for m in wanted]
-    [pool] = open_pools([tmp_path / "s.tar"], tmp_path, 40)
-    assert list(pool.names) == [f"s.tar/{name}" for name in names] and not pool.skipped
-    assert (pixels(pool) == picture()).all()
+        wanted = [member for member in archive.getmembers() if member.isreg()]
+    listing = list_tars([tmp_path / "s.tar"])
+    places = [source[1:] for source in listing.sources(0, len(listing))]
+    assert places == [(member.offset_data, member.size) for member in wanted]
+    [source] = open_sources([tmp_path / "s.tar"], tmp_path, 40)
+    assert list(source.names) == [f"s.tar/{name}" for name in names] and not source.unreadable
+    assert (pixels(source) == picture()).all()
 
 
-def test_sizes_beyond_octal_digits_are_read(tmp_path):
+@pytest.mark.parametrize("size", [2**40, -512])
+def test_sizes_that_no_archive_holds_end_it(tmp_path, size):
     member = tarfile.TarInfo("big.png")
-    member.size = 2**40
-    (tmp_path / "s.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT))
-    members = tar.members(tmp_path / "s.tar")
-    assert next(members) == tar.Member(b"big.png", "file", 512, 2**40)
-    with pytest.raises(tar.Damaged):
-        next(members)
+    member.size = size
+    (tmp_path / "s.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    listing = list_tars([tmp_path / "s.tar"])
+    assert list(listing.names) == ["s.tar/big.png", "s.tar"][size < 0 :]
+    assert LOST in listing.unreadable.values()
+
+
+def test_a_sparse_member_is_not_a_regular_file(tmp_path):
+    member = tarfile.TarInfo("holes.png")
+    member.type = tarfile.GNUTYPE_SPARSE
+    (tmp_path / "s.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    listing = list_tars([tmp_path / "s.tar"])
+    assert list(listing.names) == ["s.tar/holes.png"]
+    assert listing.unreadable == {0: "not a regular file"}
 
 
 @posix
@@ -502,9 +511,14 @@ def test_strange_members_of_a_tar(tmp_path):
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "a.png"
         tar.addfile(link)
-    [pool] = open_pools([tmp_path / "s.tar"], tmp_path, 16)
-    assert list(pool.names) == ["s.tar/a.png", "s.tar/c\\xff.png", "s.tar/a.png", "s.tar/link.png"]
-    assert pool.skipped == {
+    [source] = open_sources([tmp_path / "s.tar"], tmp_path, 16)
+    assert list(source.names) == [
+        "s.tar/a.png",
+        "s.tar/c\\xff.png",
+        "s.tar/a.png",
+        "s.tar/link.png",
+    ]
+    assert source.unreadable == {
         1: "name is not UTF-8",
         2: "same name as an earlier member",
         3: "not a regular file",
@@ -514,10 +528,10 @@ def test_strange_members_of_a_tar(tmp_path):
 def test_pool_names_are_unique(tmp_path):
     for place in ("x/pool", "y/pool", "pool-2"):
         write(tmp_path / place / "a.png", picture())
-    pools = open_pools(
+    sources = open_sources(
         [tmp_path / p for p in ("pool-2", "x/pool", "y/pool", "x/pool")], tmp_path, 8
     )
-    assert [pool.name for pool in pools] == ["pool-2", "pool", "pool-3", "pool-4"]
+    assert [source.name for source in sources] == ["pool-2", "pool", "pool-3", "pool-4"]
 
 
 @pytest.mark.parametrize(
@@ -540,20 +554,20 @@ def test_unusable_pools_are_named(tmp_path, monkeypatch, spec, error):
     write(tmp_path / "EMPTY" / "notes.txt", b"x")
     write(tmp_path / "text.tar", b"no archive" * 200)
     with pytest.raises((ValueError, FileNotFoundError), match=error) as caught:
-        open_pools([spec], tmp_path, 16)
+        open_sources([spec], tmp_path, 16)
     assert "\n" not in str(caught.value)
 
 
 def test_heldout_knows_the_truth_and_patches_need_no_files(tmp_path):
     digits = load_labelled("digits", tmp_path, 16)
-    parts = split(digits.train_labels, 0, 10, 5)
-    heldout, patches = open_pools(["heldout", "patches"], tmp_path, 16, digits, parts)
+    parts = split(digits.train.labels, 0, 10, 5)
+    heldout, patches = open_sources(["heldout", "patches"], tmp_path, 16, digits, parts)
     assert len(heldout) == len(parts.heldout) and heldout.truth.dtype == np.int64
-    assert (heldout.truth == digits.train_labels[parts.heldout]).all()
-    assert (pixels(heldout) == digits.train_images[parts.heldout]).all()
-    assert heldout.names[3] == digits.train_names[parts.heldout[3]]
+    assert (heldout.truth == digits.train.labels[parts.heldout].numpy()).all()
+    assert (heldout.images[slice(None)] == digits.train.images[parts.heldout]).all()
+    assert heldout.names[3] == digits.train.names[parts.heldout[3]]
     assert len(patches) > 100 and len(set(patches.names)) == len(patches)
-    [again] = open_pools(["patches"], tmp_path, 16)
+    [again] = open_sources(["patches"], tmp_path, 16)
     assert (pixels(again) == pixels(patches)).all() and again.inputs == patches.inputs
 
 
@@ -569,8 +583,8 @@ def test_stl10_is_read_upright(tmp_path, monkeypatch):
     for part in ("train_list", "test_list"):
         patched = [[file, sums[file]] for file, _ in getattr(torchvision.datasets.STL10, part)]
         monkeypatch.setattr(torchvision.datasets.STL10, part, patched)
-    [pool] = open_pools(["stl10"], tmp_path, 96)
-    assert (pixels(pool) == images).all() and pool.name_of(2) == "stl10/2"
+    [source] = open_sources(["stl10"], tmp_path, 96)
+    assert (pixels(source) == images).all() and source.names[2] == "2"
 
 
 def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
@@ -585,18 +599,18 @@ def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/tiny.zip"
-        monkeypatch.setattr(pools_module, "TINY_IMAGENET_URL", address)
+        monkeypatch.setattr(sources_module, "TINY_IMAGENET_URL", address)
         with pytest.raises(ConnectionError, match=r"cannot download tiny-imagenet.*corrupted"):
-            open_pools(["tiny-imagenet"], tmp_path / "data", 32)  # not the official checksum
+            open_sources(["tiny-imagenet"], tmp_path / "data", 32)  # not the official checksum
         assert not list((tmp_path / "data").glob("tiny-imagenet-200*"))
         checksum = hashlib.md5((site / "tiny.zip").read_bytes()).hexdigest()
-        monkeypatch.setattr(pools_module, "TINY_IMAGENET_MD5", checksum)
-        [pool] = open_pools(["tiny-imagenet"], tmp_path / "data", 32)
+        monkeypatch.setattr(sources_module, "TINY_IMAGENET_MD5", checksum)
+        [source] = open_sources(["tiny-imagenet"], tmp_path / "data", 32)
         server.shutdown()
-    [again] = open_pools(["tiny-imagenet"], tmp_path / "data", 32)  # offline now
+    [again] = open_sources(["tiny-imagenet"], tmp_path / "data", 32)  # offline now
     assert list(again.names) == ["n01/images/n01_0.JPEG", "n02/images/n02_0.JPEG"]
-    assert [again.tags(i) for i in range(2)] == ["n01", "n02"]
-    assert (pixels(again) == pixels(pool)).all()
+    assert [again.tag(i) for i in range(2)] == ["n01", "n02"]
+    assert (pixels(again) == pixels(source)).all()
     assert not list((tmp_path / "data").glob("*.partial*"))
 
 

@@ -1,4 +1,4 @@
-"""Decoding processes: a crash costs one file, nobody is left behind; the parts of a cache.
+"""Decoding processes: a crash costs one file, nobody is left behind; the blocks of a cache.
 
 pytest tests/test_workers.py
 """
@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 import distributed
-from data import Unreadable, decode, fingerprints, fit_square, open_pools
+from data import Unreadable, checksums, decode, fit_square
 from data import listing as listing_module
 from data import workers as workers_module
+from data.sources import open_sources
 from data.workers import CRASHES, Died, Worker
 
 CRASHING, KILLED_ONCE = b"crash-the-decoder", b"kill-it-once"
@@ -55,8 +56,8 @@ def fill(folder, count, first=0):
         (folder / f"{seed:04d}.png").write_bytes(png(picture(seed)))
 
 
-def pixels(pool):
-    return np.concatenate(pool.images)
+def pixels(source):
+    return source.images[slice(None)].numpy()
 
 
 def expected(count, size=16):
@@ -82,31 +83,31 @@ def test_a_file_that_crashes_the_decoder_is_listed_alone(tmp_path, fresh_workers
     for number in (7, 30):
         path = tmp_path / "pool" / f"{number:04d}.png"
         path.write_bytes(path.read_bytes() + CRASHING)
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
-    assert pool.skipped == {7: CRASHES, 30: CRASHES}
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
+    assert source.unreadable == {7: CRASHES, 30: CRASHES}
     wanted = expected(40)
     wanted[[7, 30]] = 0
-    assert (pixels(pool) == wanted).all()
+    assert (pixels(source) == wanted).all()
     good = np.setdiff1d(np.arange(40), [7, 30])
-    assert (np.concatenate(pool.prints)[good] == fingerprints(wanted)[good]).all()
+    assert (np.concatenate(source.checksums)[good] == checksums(wanted)[good]).all()
 
 
 def test_a_worker_killed_once_loses_no_file(tmp_path, fresh_workers):
     fill(tmp_path / "pool", 40)
     path = tmp_path / "pool" / "0020.png"
     path.write_bytes(path.read_bytes() + KILLED_ONCE)
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
     assert (tmp_path / "killed").exists()
-    assert not pool.skipped and (pixels(pool) == expected(40)).all()
+    assert not source.unreadable and (pixels(source) == expected(40)).all()
 
 
 def test_a_worker_that_dies_at_rest_is_replaced(tmp_path):
     fill(tmp_path / "pool", 3)
-    open_pools([tmp_path / "pool"], tmp_path, 16)
+    open_sources([tmp_path / "pool"], tmp_path, 16)
     [worker] = workers_module._resting
     worker.process.kill()
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 24)
-    assert not pool.skipped and (pixels(pool) == expected(3, 24)).all()
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 24)
+    assert not source.unreadable and (pixels(source) == expected(3, 24)).all()
 
 
 def test_a_worker_that_cannot_start_is_an_error_and_blames_no_file(tmp_path, monkeypatch, capfd):
@@ -115,7 +116,7 @@ def test_a_worker_that_cannot_start_is_an_error_and_blames_no_file(tmp_path, mon
     workers_module.rest(keep=0)
     fill(tmp_path / "pool", 3)
     with pytest.raises(OSError, match="does not start"):
-        open_pools([tmp_path / "pool"], tmp_path, 16)
+        open_sources([tmp_path / "pool"], tmp_path, 16)
     assert list((tmp_path / "cache").iterdir()) == []
     assert "no such library" in capfd.readouterr().err
 
@@ -125,13 +126,13 @@ def test_a_worker_reports_a_full_disk_and_goes_on(tmp_path):
     fill(tmp_path / "pool", 1)
     (tmp_path / "rows").write_bytes(b"")
     sources = [(os.fsencode(tmp_path / "pool" / "0000.png"), None, None)]
-    task = {"offset": 0, "size": 16, "sources": sources, "canonical": False}
+    task = {"offset": 0, "size": 16, "sources": sources, "hashes": False}
     worker = Worker()
     with pytest.raises(OSError) as caught:
         worker.ask({**task, "file": "/dev/full"})
     assert caught.value.errno == errno.ENOSPC
     prints, hashes, reasons = worker.ask({**task, "file": str(tmp_path / "rows")})
-    assert (prints == fingerprints(expected(1))).all() and hashes is None and reasons == {}
+    assert (prints == checksums(expected(1))).all() and hashes is None and reasons == {}
     assert (tmp_path / "rows").read_bytes() == expected(1).tobytes()
     worker.process.kill()
     with pytest.raises(Died):
@@ -170,18 +171,18 @@ def test_any_number_of_workers_gives_the_same_cache(tmp_path, monkeypatch):
     found = []
     for count in (1, 3):
         monkeypatch.setattr(workers_module, "cores", lambda count=count: count)
-        [pool] = open_pools([tmp_path / "pool"], tmp_path / str(count), 16)
-        found.append((pixels(pool), np.concatenate(pool.prints), pool.skipped))
+        [source] = open_sources([tmp_path / "pool"], tmp_path / str(count), 16)
+        found.append((pixels(source), np.concatenate(source.checksums), source.unreadable))
     assert (found[0][0] == found[1][0]).all() and (found[0][1] == found[1][1]).all()
     assert found[0][2] == found[1][2] == {70: "not an image"}
 
 
-# ---- the parts of a cache ----
+# ---- the blocks of a cache ----
 
 
 @pytest.fixture
-def small_parts(monkeypatch):
-    monkeypatch.setattr(listing_module, "PART", 8)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(listing_module, "BLOCK", 8)
 
 
 @pytest.fixture
@@ -197,26 +198,26 @@ def asked(monkeypatch):
     return seen
 
 
-def test_parts_together_are_the_pool(tmp_path, small_parts):
+def test_blocks_together_are_the_pool(tmp_path, small_blocks):
     fill(tmp_path / "pool", 50)
     (tmp_path / "pool" / "0033.png").write_bytes(b"broken")
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
-    assert len(pool.images) == len(pool.prints) > 6
-    assert max(map(len, pool.images)) <= 8 and sum(map(len, pool.images)) == len(pool) == 50
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
+    assert list(map(len, source.checksums)) == [8] * 6 + [2]
     wanted = expected(50)
     wanted[33] = 0
-    assert (pixels(pool) == wanted).all() and pool.skipped == {33: "not an image"}
-    for images, prints in zip(pool.images, pool.prints, strict=True):
-        folder = Path(images.filename).parent
-        assert (np.load(folder / "images.npy") == images).all()
-        assert (np.load(folder / "prints.npy") == prints).all()
-        assert not images.flags.writeable and isinstance(prints, np.memmap)
+    assert (pixels(source) == wanted).all() and source.unreadable == {33: "not an image"}
+    assert (np.concatenate(source.checksums) == checksums(wanted)).all()
+    for block in source.cache.open():
+        assert isinstance(block.images, np.memmap) and isinstance(block.checksums, np.memmap)
+        assert not block.images.flags.writeable
 
 
-@pytest.mark.parametrize("change", ["edit", "add", "remove"])
-def test_a_changed_file_rebuilds_the_parts_around_it(tmp_path, small_parts, asked, change):
+@pytest.mark.parametrize("change, again", [("edit", 8), ("add", 37), ("remove", 35)])
+def test_a_changed_file_rebuilds_its_block_and_those_that_move(
+    tmp_path, small_blocks, asked, change, again
+):
     fill(tmp_path / "pool", 60)
-    open_pools([tmp_path / "pool"], tmp_path, 16)
+    open_sources([tmp_path / "pool"], tmp_path, 16)
     assert len(asked) == 60
     asked.clear()
     if change == "edit":
@@ -225,17 +226,17 @@ def test_a_changed_file_rebuilds_the_parts_around_it(tmp_path, small_parts, aske
         (tmp_path / "pool" / "0030-new.png").write_bytes(png(picture(99)))
     else:
         (tmp_path / "pool" / "0030.png").unlink()
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
-    assert len(asked) <= (8 if change == "edit" else 24)
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
+    assert len(asked) == again  # 0024.png begins a block
     files = sorted((tmp_path / "pool").iterdir())
     wanted = [fit_square(decode(path.read_bytes()), 16) for path in files]
-    assert (pixels(pool) == np.stack(wanted)).all()
+    assert (pixels(source) == np.stack(wanted)).all()
     asked.clear()
-    open_pools([tmp_path / "pool"], tmp_path, 16)
+    open_sources([tmp_path / "pool"], tmp_path, 16)
     assert not asked
 
 
-def test_an_interrupted_build_goes_on_with_the_parts_it_has(tmp_path, small_parts, monkeypatch):
+def test_an_interrupted_build_goes_on_with_the_blocks_it_has(tmp_path, small_blocks, monkeypatch):
     fill(tmp_path / "pool", 60)
     taken, ask = [], Worker.ask
 
@@ -249,7 +250,7 @@ def test_an_interrupted_build_goes_on_with_the_parts_it_has(tmp_path, small_part
         once.setattr(workers_module, "cores", lambda: 1)
         once.setattr(Worker, "ask", interrupted)
         with pytest.raises(OSError, match="disk full"):
-            open_pools([tmp_path / "pool"], tmp_path, 16)
+            open_sources([tmp_path / "pool"], tmp_path, 16)
     left = list((tmp_path / "cache").iterdir())
     assert left and all((folder / "meta.json").exists() for folder in left)
     taken.clear()
@@ -257,8 +258,8 @@ def test_an_interrupted_build_goes_on_with_the_parts_it_has(tmp_path, small_part
     monkeypatch.setattr(
         Worker, "ask", lambda worker, task: (taken.extend(task["sources"]), ask(worker, task))[1]
     )
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
-    assert len(taken) == 60 - kept and (pixels(pool) == expected(60)).all()
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
+    assert len(taken) == 60 - kept and (pixels(source) == expected(60)).all()
 
 
 def test_what_a_killed_build_left_is_cleared_in_time(tmp_path):
@@ -268,9 +269,10 @@ def test_what_a_killed_build_left_is_cleared_in_time(tmp_path):
         images.parent.mkdir(parents=True)
         images.write_bytes(b"rows")
         os.utime(images, (time.time() - age,) * 2)
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
     left = {folder.name for folder in (tmp_path / "cache").iterdir()}
-    assert left == {Path(pool.images[0].filename).parent.name, "pool-16px-0123.partial-young"}
+    [(*_, folder)] = source.cache.blocks
+    assert left == {folder.name, "pool-16px-0123.partial-young"}
 
 
 @pytest.fixture
@@ -285,7 +287,7 @@ def processes(monkeypatch):
     return pretend
 
 
-def test_several_processes_share_the_work(tmp_path, small_parts, asked, processes):
+def test_several_processes_share_the_work(tmp_path, small_blocks, asked, processes):
     fill(tmp_path / "pool", 60)
     by_rank = {}
 
@@ -293,7 +295,7 @@ def test_several_processes_share_the_work(tmp_path, small_parts, asked, processe
         by_rank[0] = list(asked)
         asked.clear()
         processes(1, 2, its_wait)
-        [theirs] = open_pools([tmp_path / "pool"], tmp_path, 16)
+        [theirs] = open_sources([tmp_path / "pool"], tmp_path, 16)
         by_rank["theirs"] = pixels(theirs)
 
     def its_wait():
@@ -301,44 +303,44 @@ def test_several_processes_share_the_work(tmp_path, small_parts, asked, processe
         asked.clear()
 
     processes(0, 2, other_rank)
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
     assert not asked  # after waiting, all that is needed is there
     assert sorted(by_rank[0] + by_rank[1]) == sorted(os.listdir(tmp_path / "pool"))
     assert by_rank[0] and by_rank[1]
-    assert (pixels(pool) == expected(60)).all() and (by_rank["theirs"] == expected(60)).all()
+    assert (pixels(source) == expected(60)).all() and (by_rank["theirs"] == expected(60)).all()
 
 
-def test_a_share_that_never_came_is_built_after_waiting(tmp_path, small_parts, processes):
+def test_a_share_that_never_came_is_built_after_waiting(tmp_path, small_blocks, processes):
     fill(tmp_path / "pool", 30)
     processes(1, 3, lambda: None)
-    [pool] = open_pools([tmp_path / "pool"], tmp_path, 16)
-    assert (pixels(pool) == expected(30)).all()
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
+    assert (pixels(source) == expected(30)).all()
 
 
 # ---- pixels ----
 
 
-def test_fingerprints_tell_images_apart():
+def test_checksums_tell_images_apart():
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (40, 9, 9, 3), np.uint8)  # 243 bytes, not a multiple of 8
     images[20:] = images[0]
     for row, position in enumerate(random.choice(243, 20, replace=False), 20):
         images[row].flat[position] ^= 0x80  # a single bit, the least that can differ
-    found = {row.tobytes() for row in fingerprints(images)}
+    found = {row.tobytes() for row in checksums(images)}
     assert len(found) == 40
-    assert (fingerprints(images[7:9]) == fingerprints(images)[7:9]).all()
-    assert fingerprints(images[:0]).shape == (0, 16)
+    assert (checksums(images[7:9]) == checksums(images)[7:9]).all()
+    assert checksums(images[:0]).shape == (0, 16)
 
 
 @pytest.mark.parametrize("byte", [0, 7])
-def test_fingerprints_see_every_byte_of_a_word(byte):
+def test_checksums_see_every_byte_of_a_word(byte):
     # Bit 7 of byte 7 survives a multiplication modulo 2**64 in one bit only.
     images = np.zeros((300, 8, 8, 3), np.uint8)
     random = np.random.default_rng(1)
     for image in images:
         image.reshape(-1, 8)[random.permutation(24)[:12], byte] = 0x80
     same = {image.tobytes() for image in images}
-    assert len({row.tobytes() for row in fingerprints(images)}) == len(same)
+    assert len({row.tobytes() for row in checksums(images)}) == len(same)
 
 
 def photograph(height, width):

@@ -1,0 +1,196 @@
+"""The pool: all its sources as one, positions running through them in the order given."""
+
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import distributed
+
+from .duplicates import SUBSETS
+from .images import Images
+from .listing import spans
+from .sources import open_sources
+
+COUNTED = 2**24  # checksums compared at a time for copies inside the pool: 128 MB
+
+
+def open_pool(specs, data_dir, input_size, labelled=None, split=None):
+    """-> Pool of the sources that `sources.open_sources` opens; it raises the same errors."""
+    return Pool(open_sources(specs, data_dir, input_size, labelled, split))
+
+
+class Pool:
+    """N entries of one or more sources, unreadable ones included.
+
+    images      Images of all N, zeros where unreadable
+    unreadable  {position: reason}
+    duplicates  {position: Duplicate}, found by `guard`, see `find_duplicates`
+    """
+
+    def __init__(self, sources):
+        self.sources = sources
+        self.starts = list(accumulate(map(len, sources), initial=0))
+        self.images = Images.joined(*(source.images for source in sources))
+        self.unreadable = {
+            start + i: reason
+            for start, source in zip(self.starts, sources, strict=False)
+            for i, reason in source.unreadable.items()
+        }
+        self.guard, self.duplicates = None, {}
+        self._skipped = self._unreadable = np.array(sorted(self.unreadable), np.int64)
+
+    def __len__(self):
+        return self.starts[-1]
+
+    def _find(self, position):
+        """The source of an entry, and its position there."""
+        number = bisect_right(self.starts, position) - 1
+        return self.sources[number], int(position) - self.starts[number]
+
+    def _blocks(self):
+        """Yields (first position, last + 1, checksums) of every block of every source."""
+        for start, source in zip(self.starts, self.sources, strict=False):
+            for (first, last), sums in zip(spans(len(source)), source.checksums, strict=True):
+                yield start + first, start + last, sums
+
+    def name_of(self, position):
+        """<source>/<path inside it, or index>, as in selection.csv."""
+        source, i = self._find(position)
+        return f"{source.name}/{source.names[i]}"
+
+    def names_of(self, first, last):
+        """The names of the entries `first` to `last` - 1: list of str."""
+        return [self.name_of(position) for position in range(first, last)]
+
+    def file_of(self, position):
+        """The path of an image that is a file of its own, else None."""
+        source, i = self._find(position)
+        if source.inputs["kind"] != "folder":
+            return None
+        return Path(source.inputs["path"], source.names[i])
+
+    def positions(self, names):
+        """The position of every name: int64 (M,).  Raises ValueError for one that is not there."""
+        wanted, found = set(names), {}
+        for position in range(len(self)):
+            name = self.name_of(position)
+            if name in wanted:
+                found[name] = position
+        if missing := wanted - found.keys():
+            raise ValueError(f"there is no image {min(missing)!r} in the pools")
+        return np.array([found[name] for name in names])
+
+    def find_duplicates(self, guard):
+        """Look for labelled images in the pool: fills `duplicates`, which are skipped from then on.
+
+        guard: LeakGuard.  Several processes each look through a part of the pool.
+        """
+        self.guard, blocks = guard, list(self._blocks())
+        for block in blocks[distributed.rank() :: distributed.size()]:
+            self._ask(*block)
+        distributed.wait()  # the guard keeps its answers on the disk: all of them are there now
+        for block in blocks:
+            for found in self._ask(*block):
+                self.duplicates[block[0] + found.position] = found
+        skipped = self.unreadable.keys() | self.duplicates.keys()
+        self._skipped = np.array(sorted(skipped), np.int64)
+
+    def _ask(self, first, last, sums):
+        skip = np.flatnonzero(~_outside(self._unreadable, first, last)).tolist()
+        found = self.guard.find(self.images.subset(torch.arange(first, last)), sums, skip)
+        self.release_pages()
+        return found
+
+    def release_pages(self):
+        """See `Images.release_pages`."""
+        self.images.release_pages()
+
+    def skipped(self):
+        """Yields (position, reason) of every unreadable entry and every duplicate, by position."""
+        for position in self._skipped.tolist():
+            found = self.duplicates.get(position)
+            yield position, self.guard.reason(found) if found else self.unreadable[position]
+
+    def count_skipped(self):
+        """How many entries are skipped, by kind: a dict for result.json."""
+        counts = {"unreadable": len(self.unreadable)}
+        counts |= {kind: dict.fromkeys(SUBSETS, 0) for kind in ("duplicate", "near_duplicate")}
+        for found in self.duplicates.values():
+            kind = "duplicate" if found.similarity is None else "near_duplicate"
+            counts[kind][self.guard.subset_of(found)] += 1
+        return counts
+
+    def scorable(self, first, last):
+        """Which of the entries `first` to `last` - 1 are not skipped: bool (last - first,)."""
+        return _outside(self._skipped, first, last)
+
+    def _known(self):
+        """Yields (start, stop, truth) of the sources whose classes are known."""
+        for start, source in zip(self.starts, self.sources, strict=False):
+            if source.truth is not None:
+                yield start, start + len(source), source.truth
+
+    def truth_of(self, positions):
+        """The true classes where they are known, else -1: int64 (M,)."""
+        truth = np.full(len(positions), -1)
+        for start, stop, classes in self._known():
+            here = (positions >= start) & (positions < stop)
+            truth[here] = classes[positions[here] - start]
+        return truth
+
+    def true_counts(self, num_classes):
+        """How many scorable entries are known to be of each class: int64 (C,)."""
+        counts = np.zeros(num_classes, np.int64)
+        for start, stop, classes in self._known():
+            counts += np.bincount(classes[self.scorable(start, stop)], minlength=num_classes)
+        return counts
+
+    def tags(self, classes, first, last):
+        """The class that the folder of each entry is named after, -1 for none: int64 (n,)."""
+        numbers = {_plain(name): number for number, name in enumerate(classes)}
+        tags = [source.tag(i) for source, i in map(self._find, range(first, last))]
+        return np.array([numbers.get(_plain(tag or ""), -1) for tag in tags], np.int64)
+
+    def check_tags(self, classes):
+        """Raises ValueError when no folder is named after a class."""
+        if not any(
+            (self.tags(classes, first, last) >= 0).any() for first, last, _ in self._blocks()
+        ):
+            raise ValueError(f"no folder of the pool is named after a class such as {classes[0]!r}")
+
+    def checksums(self, positions):
+        """`checksums` of the entries at `positions` (M,), ascending: uint8 (M, 16)."""
+        found = [np.empty((0, 16), np.uint8)]
+        for first, last, sums in self._blocks():
+            low, high = np.searchsorted(positions, [first, last])
+            if low < high:
+                found.append(sums[positions[low:high] - first])
+        return np.concatenate(found)
+
+    def count_copies(self):
+        """How many readable entries have the same pixels, as resized, as an earlier one."""
+        passes, copies = -(-len(self) // COUNTED), 0  # several over a large pool bound the memory
+        for number in range(passes):
+            keys = []
+            for first, last, sums in self._blocks():
+                key = sums[:, :8].copy().view(np.uint64)[:, 0]
+                key = key[_outside(self._unreadable, first, last)]
+                keys.append(key[key % passes == number])
+            keys = np.concatenate(keys)
+            copies += len(keys) - len(np.unique(keys))
+        return copies
+
+
+def _outside(positions, first, last):
+    """Which of `first` to `last` - 1 are not among the sorted `positions`: bool (last - first,)."""
+    mask = np.ones(last - first, bool)
+    low, high = np.searchsorted(positions, [first, last])
+    mask[positions[low:high] - first] = False
+    return mask
+
+
+def _plain(name):
+    return name.lower().replace(" ", "_")

@@ -1,0 +1,251 @@
+"""The sources of a pool: named sets, folders of any depth, tar shards."""
+
+import glob
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torchvision
+from torchvision.datasets.utils import check_integrity, download_and_extract_archive
+
+import distributed
+from models.download import downloading, require_answer, sha256_of_file
+
+from .cache import Cache
+from .decode import checksums, fit_square, pixel_hash
+from .files import list_folder, list_tars
+from .images import Images
+from .labelled import load_labelled
+from .listing import MemorySource, Names, in_blocks
+from .whole_file import remove
+
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+PATCH_SCALES = ((64, 64), (96, 96), (128, 64))  # side and stride, pixels; 258 patches
+WAY_OUT = "give a folder of images with --unlabeled, or use heldout or patches (both offline)"
+
+
+@dataclass
+class Source:
+    """One source of a pool.  Its positions 0 .. N-1 count every entry, also unreadable ones.
+
+    names[i] -> str, the path inside the source, or an index
+    inputs: JSON-able dict: kind, path, digest, entries
+    images: Images of all N, zeros where unreadable
+    checksums: [uint8 (n, 16)], one array a block of listing.BLOCK entries
+    unreadable: {position: reason}
+    truth: int64 (N,), classes of the labelled set, or None where they are not known
+    """
+
+    name: str
+    names: Names
+    inputs: dict
+    images: Images | None = None
+    checksums: list[np.ndarray] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)
+    truth: np.ndarray | None = None
+    spec: str = ""  # as the user gave it
+    cache: Cache | None = None  # where images, checksums and unreadable come from, see `open`
+
+    def __len__(self):
+        return len(self.names)
+
+    def tag(self, i):
+        """The name of the folder that entry `i` lies in, "" at the top; None without folders."""
+        if self.inputs.get("kind") not in ("folder", "tar"):
+            return None
+        folders = self.names[i].split("/")[:-1]
+        if len(folders) > 1 and folders[-1] == "images":
+            folders.pop()  # Tiny-ImageNet has its files one folder deeper, in <wnid>/images
+        return folders[-1] if folders else ""
+
+    def open(self):
+        """Fetch the images from the cache, which decodes those that are missing there."""
+        if self.cache is None:
+            return
+        blocks = self.cache.open()
+        self.images = Images.of(*(block.images for block in blocks))
+        self.checksums = [block.checksums for block in blocks]
+        self.unreadable = {
+            start + i: reason
+            for (start, *_), block in zip(self.cache.blocks, blocks, strict=True)
+            for i, reason in block.unreadable.items()
+        }
+
+
+def open_sources(specs, data_dir, input_size, labelled=None, split=None):
+    """Open the sources in the order given, each under a name of its own; -> [Source]
+
+    specs: heldout (needs `labelled` and `split`), cifar10, tiny-imagenet, stl10, patches, the path
+        of a folder, or a path or glob pattern of tar shards that ends in .tar
+    Several processes (see distributed.py) each decode a part of the blocks.
+    Raises ValueError or FileNotFoundError for a source that cannot be used, ConnectionError for a
+    download that fails, OSError where the cache cannot be written.
+    """
+    sources = []
+    with distributed.in_turns():  # the first process downloads
+        for spec in map(os.fspath, specs):
+            source = _find(spec, Path(data_dir), input_size, labelled, split)
+            name, taken, number = source.name, {other.name for other in sources}, 1
+            while source.name in taken:
+                number += 1
+                source.name = f"{name}-{number}"
+            source.spec = spec
+            sources.append(source)
+    for source in sources:
+        if source.cache is not None:
+            source.cache.build(distributed.rank(), distributed.size())
+    distributed.wait()
+    for source in sources:
+        source.open()
+    return sources
+
+
+def _find(spec, data_dir, size, labelled, split):
+    if spec == "heldout":
+        return _heldout(labelled, split)
+    if spec in NAMED:
+        return NAMED[spec](data_dir, size)
+    return (_tars if spec.endswith(".tar") else _path)(spec, data_dir, size)
+
+
+def _heldout(labelled, split):
+    if labelled is None or split is None or not len(split.heldout):
+        raise ValueError(
+            "the pool 'heldout' is empty: every training image is labelled; train the teacher "
+            "with --labels-per-class N, or choose another pool with --unlabeled"
+        )
+    heldout = labelled.train.subset(split.heldout)
+    return _of_labelled("heldout", heldout, labelled.inputs, heldout.labels.numpy())
+
+
+def _cifar10(data_dir, size):
+    cifar = load_labelled("cifar10", data_dir, size, bare=False)
+    return _of_labelled("cifar10", cifar.train, cifar.inputs)
+
+
+def _of_labelled(name, part, inputs, truth=None):
+    """LabelledImages as a source."""
+    inputs = {**inputs, "kind": name, "entries": len(part)}
+    return Source(
+        name, Names(part.names), inputs, part.images, in_blocks(part.checksums), truth=truth
+    )
+
+
+def _tiny_imagenet(data_dir, size):
+    """The 100,000 training images; a folder DATA_DIR/tiny-imagenet/<wnid>/* is taken as it is."""
+    copy, folder = data_dir / "tiny-imagenet", data_dir / "tiny-imagenet-200"
+    if copy.is_dir() and not folder.is_dir():
+        return _folder("tiny-imagenet", copy, data_dir, size)
+    if not folder.is_dir():
+        partial = data_dir / f"tiny-imagenet-200.partial-{distributed.unique_name()}"
+        try:
+            with downloading("tiny-imagenet", f"looked in {str(folder)!r}; {WAY_OUT}"):
+                archive = data_dir / TINY_IMAGENET_URL.rpartition("/")[2]
+                if not check_integrity(archive, TINY_IMAGENET_MD5):
+                    require_answer(TINY_IMAGENET_URL)
+                download_and_extract_archive(
+                    TINY_IMAGENET_URL, data_dir, partial, archive.name, TINY_IMAGENET_MD5
+                )
+            os.rename(partial / "tiny-imagenet-200", folder)
+        finally:
+            remove(partial)
+    return _folder("tiny-imagenet", folder / "train", data_dir, size)
+
+
+def _stl10(data_dir, size):
+    """The 100,000 unlabelled images.  torchvision downloads and checks, but would load 2.6 GB."""
+    stl10 = torchvision.datasets.STL10
+    try:
+        stl10(data_dir, split="test")
+    except RuntimeError:  # missing or damaged
+        with downloading("stl10", f"looked in {str(data_dir)!r}; {WAY_OUT}"):
+            if not check_integrity(data_dir / stl10.filename, stl10.tgz_md5):
+                require_answer(stl10.url)
+            stl10(data_dir, split="test", download=True)
+    path = data_dir / stl10.base_folder / "unlabeled_X.bin"
+    pixels = np.memmap(path, np.uint8, "r").reshape(-1, 3, 96, 96)
+
+    def get(i):
+        return np.ascontiguousarray(pixels[i].transpose(2, 1, 0))  # stored as (3, W, H)
+
+    names = Names(map(str, range(len(pixels))))
+    inputs = {"kind": "torchvision", "path": str(path), "digest": sha256_of_file(path)}
+    inputs["entries"] = len(pixels)
+    cache = Cache(data_dir / "cache", "stl10", MemorySource(len(pixels), get), inputs, size)
+    return Source("stl10", names, inputs, cache=cache)
+
+
+def _patches(data_dir, size):
+    """Pieces of scikit-learn's two photographs, a temple and a flower: images of no class."""
+    from sklearn.datasets import load_sample_images  # here: a second to import, for this alone
+
+    photographs, images, hashes, names = load_sample_images(), [], [], []
+    for file, photograph in zip(photographs.filenames, photographs.images, strict=True):
+        height, width = photograph.shape[:2]
+        for side, stride in PATCH_SCALES:
+            for top in range(0, height - side + 1, stride):
+                for left in range(0, width - side + 1, stride):
+                    patch = photograph[top : top + side, left : left + side]
+                    images.append(fit_square(patch, size))
+                    hashes.append(pixel_hash(patch))
+                    names.append(f"{os.path.basename(file)}/{side}px-{top}-{left}")
+    images, digest = np.stack(images), hashlib.sha256(b"".join(hashes)).hexdigest()
+    inputs = {"kind": "patches", "path": "sklearn.datasets.load_sample_images"}
+    inputs |= {"digest": digest, "entries": len(names)}
+    sums = in_blocks(checksums(images))
+    return Source("patches", Names(names), inputs, Images.of(images), sums)
+
+
+def _path(spec, data_dir, size):
+    folder = Path(spec).expanduser()
+    if not spec or not folder.is_dir():
+        raise FileNotFoundError(
+            f"unlabelled pool {spec!r} is neither a folder nor one of heldout, "
+            f"{', '.join(NAMED)}, nor tar shards (*.tar)"
+        )
+    return _folder(_shown(folder.resolve().name or "root"), folder, data_dir, size)
+
+
+def _folder(name, folder, data_dir, size):
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"pool {name!r}: no folder {str(folder)!r}; remove what is there of it"
+        )
+    return _of_listing(name, "folder", folder, list_folder(folder), data_dir, size)
+
+
+def _tars(spec, data_dir, size):
+    path = os.path.expanduser(spec)
+    shards = [path] if os.path.isfile(path) else [p for p in glob.glob(path) if os.path.isfile(p)]
+    if not shards:
+        raise FileNotFoundError(
+            f"no tar shard matches {spec!r}; check the path, and quote the pattern"
+        )
+    name = Path(path).stem if shards == [path] else Path(shards[0]).resolve().parent.name
+    return _of_listing(_shown(name), "tar", path, list_tars(shards), data_dir, size)
+
+
+def _of_listing(name, kind, path, listing, data_dir, size):
+    if not len(listing):
+        raise ValueError(f"pool {name!r}: no images in {str(path)!r}; see --unlabeled in --help")
+    key = {"kind": kind, "path": _shown(os.path.abspath(path))}
+    safe = "".join(c if c.isalnum() else "_" for c in name)[:40]
+    cache = Cache(data_dir / "cache", safe, listing, key, size)
+    inputs = {**key, "digest": listing.digest, "entries": len(listing)}
+    return Source(name, listing.names, inputs, cache=cache)
+
+
+def _shown(path):
+    """A path or a part of it as text; bytes that are not UTF-8 become backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+NAMED = {
+    "cifar10": _cifar10,
+    "tiny-imagenet": _tiny_imagenet,
+    "stl10": _stl10,
+    "patches": _patches,
+}
