@@ -98,7 +98,7 @@ def wilson_interval(right, seen):
     middle = rate + z**2 / (2 * seen)
     half = z * np.sqrt(rate * (1 - rate) / seen + z**2 / (4 * seen**2))
     low, high = (middle - half) / (1 + z**2 / seen), (middle + half) / (1 + z**2 / seen)
-    return np.minimum(low, rate), np.maximum(high, rate)  # rounding may put 0 and 1 outside
+    return np.clip(low, 0, rate), np.clip(high, rate, 1)  # against rounding
 
 
 def _percent(flags):

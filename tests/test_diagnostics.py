@@ -87,6 +87,8 @@ def test_wilsons_interval_as_published(right, seen, low, high):
 
 def test_wilsons_interval_agrees_with_scipys_and_contains_the_rate():
     right, seen = np.array([0, 1, 5, 9, 10, 77, 1]), np.array([10, 10, 10, 10, 10, 100, 1])
+    # Here rounding puts the bounds outside 0 to 1 and beside the rate.
+    right, seen = np.append(right, [0, 4, 20, 21]), np.append(seen, [7, 4, 20, 21])
     low, high = wilson_interval(right, seen)
     for i, (k, n) in enumerate(zip(right.tolist(), seen.tolist(), strict=True)):
         wanted = binomtest(k, n).proportion_ci(method="wilson")
