@@ -184,7 +184,7 @@ def test_two_stopped_processes_go_on_together_to_the_same_bits(tmp_path, folder_
     metrics = stopped / "teacher/metrics.jsonl"
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
     process.send_signal(signal.SIGTERM)
-    out, error = process.communicate(timeout=120)
+    out, error = process.communicate(timeout=200)
     assert process.returncode != 0 and "go on with --resume" in out, error
     assert (stopped / "teacher/resume.pt").exists()
     assert not (stopped / "teacher/result.json").exists()
@@ -196,7 +196,7 @@ def test_two_stopped_processes_go_on_together_to_the_same_bits(tmp_path, folder_
     assert_same_training(stopped / "teacher", whole / "teacher")
 
 
-def wait_for(condition, process, seconds=60):
+def wait_for(condition, process, seconds=200):
     """Return when the condition holds; fail when the process ends or the time is over first."""
     until = time.monotonic() + seconds
     while not condition():
