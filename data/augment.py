@@ -74,10 +74,9 @@ def shift_and_flip(images, most, flip=True):
     device = images.device
     most = min(most, side - 1)
     shift = torch.randint(-most, most + 1, (2, batch, 1), device=device)
-    rows, columns = (
-        side - 1 - (torch.arange(side, device=device) + shift)
-    ).abs()  # mirrored at side - 1
-    rows, columns = (side - 1 - rows).abs(), (side - 1 - columns).abs()  # and at 0
+    # Mirrored at side - 1, then at 0.
+    rows, columns = (side - 1 - (torch.arange(side, device=device) + shift)).abs()
+    rows, columns = (side - 1 - rows).abs(), (side - 1 - columns).abs()
     if flip:
         flipped = torch.rand(batch, 1, device=device) < 0.5
         columns = torch.where(flipped, side - 1 - columns, columns)

@@ -94,9 +94,8 @@ def open_sources(specs, data_dir, input_size, labelled=None, split=None):
                 source.name = f"{name}-{number}"
             source.spec = spec
             sources.append(source)
-    for source in sources:
-        if source.cache is not None:
-            source.cache.build(distributed.rank(), distributed.size())
+    for cache in filter(None, (source.cache for source in sources)):
+        cache.build(distributed.rank(), distributed.size())
     distributed.wait()
     for source in sources:
         source.open()
@@ -171,11 +170,10 @@ def _stl10(data_dir, size):
     def get(i):
         return np.ascontiguousarray(pixels[i].transpose(2, 1, 0))  # stored as (3, W, H)
 
-    names = Names(map(str, range(len(pixels))))
     inputs = {"kind": "torchvision", "path": str(path), "digest": sha256_of_file(path)}
     inputs["entries"] = len(pixels)
     cache = Cache(data_dir / "cache", "stl10", MemorySource(len(pixels), get), inputs, size)
-    return Source("stl10", names, inputs, cache=cache)
+    return Source("stl10", Names(map(str, range(len(pixels)))), inputs, cache=cache)
 
 
 def _patches(data_dir, size):

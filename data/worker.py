@@ -72,11 +72,11 @@ def decode_into(file, offset, size, sources, hashes):
         out.seek(offset)
         for first in range(0, len(sources), step):
             squares = buffer[: len(sources) - first]
-            squares[:] = 0
             for i, square in enumerate(squares, first):
                 try:
                     _decode_one(sources[i], reader, square, own_hashes[i] if hashes else None)
                 except Unreadable as reason:
+                    square[:] = 0
                     reasons[i] = str(reason)
             sums[first : first + len(squares)] = checksums(squares)
             # write(), not a memory map: on a full disk a map kills the process with SIGBUS.
@@ -88,6 +88,7 @@ def decode_into(file, offset, size, sources, hashes):
 def _decode_one(source, reader, square, own_hash):
     """Fill `square` uint8 (S, S, 3) and, unless it is None, `own_hash` uint8 (16,)."""
     if source is None:
+        square[:] = 0
         return
     whole = fitted = source
     if isinstance(source, tuple):
