@@ -11,12 +11,12 @@ batch.  The number of processes changes neither the recipe nor the order of the 
 change the random augmentations, and batch norm, whose statistics are those of a process's share.
 """
 
+import copy
 import math
-import os
 
 import torch
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import distributed
 
@@ -35,6 +35,7 @@ class TrainState:
     model      the network that is trained
     recipe     an object with the fields of presets.Training
     seed       of the order of the examples and of all random augmentations
+    precision  torch.float32, or a lower one for autocast; the weights are float32
     epoch      epochs finished
     batch      batches done in the epoch that is under way, 0 between two epochs
     step       optimizer steps done
@@ -42,8 +43,8 @@ class TrainState:
     rate       learning rate of the last step
     """
 
-    def __init__(self, model, recipe, seed=0):
-        self.model, self.recipe, self.seed = model, recipe, seed
+    def __init__(self, model, recipe, seed=0, precision=torch.float32):
+        self.model, self.recipe, self.seed, self.precision = model, recipe, seed, precision
         self.epoch = self.batch = self.step = self.images = 0
         self.rate = 0.0
         self.optimizer = torch.optim.SGD(
@@ -54,10 +55,8 @@ class TrainState:
             weight_decay=recipe.weight_decay,
             fused=True,
         )
-        self.average = None  # an exponential moving average of weights and buffers
-        if recipe.ema_decay:
-            decay = get_ema_multi_avg_fn(recipe.ema_decay)
-            self.average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
+        # An exponential moving average of the weights and of batch norm's statistics.
+        self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
         # Of the epoch: images seen by all processes; and this process's sums, on the device, of
         # the loss, the right answers and the steps that were not finite.
         self.seen = 0
@@ -66,7 +65,19 @@ class TrainState:
     @property
     def network(self):
         """The network to evaluate and to keep: the averaged weights where the recipe has them."""
-        return self.average.module if self.average else self.model
+        return self.average or self.model
+
+    def update_average(self):
+        """Let the average follow the model.  torch's AveragedModel counts its updates on the CPU,
+        which makes a GPU wait twice a step; `step` knows as well whether this is the first one.
+        """
+        ours, theirs = (list(m.state_dict().values()) for m in (self.average, self.model))
+        floats = [i for i, tensor in enumerate(ours) if tensor.is_floating_point()]
+        if self.step == 0:
+            torch._foreach_copy_(ours, theirs)
+        else:
+            follow = get_ema_multi_avg_fn(self.recipe.ema_decay)
+            follow([ours[i] for i in floats], [theirs[i] for i in floats], None)
 
     def metrics(self):
         """lr, train_loss and train_top1 (percent), means over the epoch's images so far.
@@ -123,9 +134,9 @@ def fit(state, images, labels, augment):
     model, recipe, optimizer = state.model, state.recipe, state.optimizer
     device = state.sums.device
     network = distributed.parallel(model)
+    steps, batch_size = count_steps(len(labels), recipe)
     while state.epoch < recipe.epochs:
         batches = epoch_batches(len(labels), recipe, state.seed, state.epoch)
-        steps = recipe.epochs * len(batches)
         if state.batch == 0:
             state.sums.zero_()
             state.seen = 0
@@ -136,7 +147,7 @@ def fit(state, images, labels, augment):
 
             batch = images[index].to(device, non_blocking=True)
             batch, mixed_target = augment(batch, target)
-            with _autocast(device):
+            with _autocast(device, state.precision):
                 logits = network(batch)
             loss = F.cross_entropy(logits, mixed_target, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
@@ -145,12 +156,12 @@ def fit(state, images, labels, augment):
             _refuse_what_is_not_finite(optimizer, loss, state.sums[2])
             optimizer.step()
             if state.average:
-                state.average.update_parameters(model)
+                state.update_average()
 
             right = (logits.detach().argmax(1) == target).sum()
             state.sums += torch.stack([loss.detach() * len(index), right, optimizer.found_inf])
-            state.seen += len(batches[state.batch])
-            state.images += len(batches[state.batch])
+            state.seen += batch_size
+            state.images += batch_size
             state.step += 1
             state.batch += 1
             if state.batch == len(batches):
@@ -159,30 +170,46 @@ def fit(state, images, labels, augment):
 
 
 def epoch_batches(count, recipe, seed, epoch):
-    """The positions of each step's examples in epoch `epoch`: a list of index tensors.
+    """The positions of the examples of each step of epoch `epoch`: int64 (steps, batch size).
 
-    Their sizes differ by one at most: a last batch of one image would break batch norm.
+    All batches of a training have the same size: a GPU compiles and tunes its kernels for each size
+    anew, and a last batch of one image would break batch norm.  What does not fill a batch at the
+    end of an epoch goes into the first batch of the next one, so every example comes up equally
+    often; only what is left at the very end is dropped.
     """
+    images = count * recipe.passes  # in an epoch
+    size = min(recipe.batch_size, images)
+    first, last = epoch * images // size, (epoch + 1) * images // size  # steps
+    order = _order(count, recipe.passes, seed, epoch)
+    if carried := epoch * images - first * size:
+        before = _order(count, recipe.passes, seed, epoch - 1)
+        order = torch.cat([before[-carried:], order])
+    return order[: (last - first) * size].view(-1, size)
+
+
+def count_steps(count, recipe):
+    """Optimizer steps of a whole training on `count` examples, and images in each."""
+    size = min(recipe.batch_size, count * recipe.passes)
+    return recipe.epochs * count * recipe.passes // size, size
+
+
+def _order(count, passes, seed, epoch):
+    """The order of an epoch's examples: a permutation for each pass."""
     generator = torch.Generator().manual_seed(_mix(seed, epoch, "order"))
-    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(recipe.passes)])
-    return order.tensor_split(max(1, math.ceil(len(order) / recipe.batch_size)))
+    return torch.cat([torch.randperm(count, generator=generator) for _ in range(passes)])
 
 
 def _shares(batches, labels, images_device, device, first):
     """This process's share of the batches from `first` on: (index, labels, weight) each.
 
-    The weight is that of the share's mean loss in the mean over the processes: 1, but for shares of
-    uneven size.  All positions and labels of an epoch are copied to their devices at once: a copy a
-    step would make a GPU wait.
+    The weight is that of the share's mean loss in the mean over the processes: 1, where a batch can
+    be shared evenly.  All positions and labels of an epoch are copied to their devices at once: a
+    copy a step would make a GPU wait.
     """
-    size, rank = distributed.size(), distributed.rank()
-    batches = batches[first:]
-    mine = [batch.tensor_split(size)[rank] for batch in batches]
-    order, lengths = torch.cat(mine), list(map(len, mine))
-    index = order.to(images_device).split(lengths)
-    target = labels[order].to(device).split(lengths)
-    weights = [len(own) * size / len(batch) for own, batch in zip(mine, batches, strict=True)]
-    return zip(index, target, weights, strict=True)
+    mine = batches[first:].tensor_split(distributed.size(), dim=1)[distributed.rank()]
+    weight = mine.shape[1] * distributed.size() / batches.shape[1]
+    index, target = mine.to(images_device), labels[mine].to(device)
+    return ((*pair, weight) for pair in zip(index, target, strict=True))
 
 
 def _refuse_what_is_not_finite(optimizer, loss, refused):
@@ -226,41 +253,24 @@ def learning_rate(recipe, step, steps):
     raise ValueError(f"unknown schedule {recipe.schedule!r}; choose from {', '.join(SCHEDULES)}")
 
 
-# --- precision ----------------------------------------------------------------------------------
-
-
-def autocast_dtype(device):
-    """bfloat16 where it is the faster choice on `device`, else None for plain float32.
-
-    A CPU needs AMX or avx512_bf16: without them oneDNN emulates bf16, slower than float32.
-    ONEDNN_MAX_CPU_ISA makes a CPU behave like an older one, so it decides too.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    if device.type != "cpu":
-        return None
-    isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
-    allowed = isa in ("DEFAULT", "ALL") or "BF16" in isa or "AMX" in isa or "FP16" in isa
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # no public name in 2.11 - 2.15
-    able = any(getattr(torch.cpu, name, lambda: False)() for name in names)
-    return torch.bfloat16 if allowed and able else None
-
-
-def _autocast(device):
-    """The one path for both precisions."""
-    dtype = autocast_dtype(device)
-    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+def _autocast(device, precision):
+    """The one path for all precisions."""
+    low = precision != torch.float32
+    return torch.autocast(device.type, precision if low else torch.bfloat16, enabled=low)
 
 
 # --- prediction ---------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def predict(model, images, prepare, batch_size=512, start=0, stop=None):
+def predict(
+    model, images, prepare, batch_size=512, start=0, stop=None, precision=torch.float32
+):  # fmt: skip
     """Logits of the images `start` to `stop` - 1: yields (first position, float32 (b,C)).
 
-    images    as in `fit`
-    prepare   uint8 batch -> float batch
+    images     as in `fit`
+    prepare    uint8 batch -> float batch
+    precision  as in TrainState
 
     The logits stay on the device.  Every batch begins at a multiple of `batch_size` if `start` is
     one, so a walk over a range of the images gives the same bits as a walk over all.
@@ -271,7 +281,7 @@ def predict(model, images, prepare, batch_size=512, start=0, stop=None):
     for first in range(start, stop, batch_size):
         index = torch.arange(first, min(first + batch_size, stop), device=images.device)
         batch = prepare(images[index].to(device, non_blocking=True))
-        with _autocast(device):
+        with _autocast(device, precision):
             logits = model(batch)
         yield first, logits
 
