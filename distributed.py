@@ -156,4 +156,6 @@ def parallel(model):
     if not dist.is_initialized():
         return model
     device = next(model.parameters()).device
-    return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
+    devices = [device.index] if device.type == "cuda" else None
+    # Buffers are batch norm's statistics: of use only when the network is evaluated, see `same_`.
+    return DistributedDataParallel(model, devices, broadcast_buffers=False)

@@ -15,20 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-import distributed
-from models import build_model
-from models.download import sha256_of_file
-from models.hub import HUB, LICENCE, MEAN, STD, hub_name, hub_weights
-from presets import PRESETS, override
-from report import tables
-from report.board import Board
-from stages import checkpoint, flags, training
-from stages.dataset import load_dataset, normalisation_of
-from stages.device import set_up_device
-from stages.folder import STAGES, config_of, read_json
-from stages.inherit import inherit, recipe_in_force
-from stages.lifetime import open_stage
-from stages.program import program
+from stages import flags
 
 
 def parse(argv):
@@ -37,7 +24,7 @@ def parse(argv):
     add("--student-network", action=flags.Boolean, help="step 4: fine-tune the student")
     add("--student", type=Path, metavar="PATH", help="step 4: the stage to start from")
     add("--weights", metavar="PATH|NAME", help="step 1: start from a checkpoint, or from published "
-        f"ImageNet weights such as resnet50_swsl ({LICENCE}) or resnet50_imagenet")  # fmt: skip
+        "ImageNet weights such as resnet50_swsl (CC-BY-NC 4.0) or resnet50_imagenet")  # fmt: skip
     args = parser.parse_args(argv)
     if args.student and not args.student_network:
         parser.error("argument --student: belongs to step 4; add --student-network True")
@@ -46,17 +33,42 @@ def parse(argv):
     return args
 
 
+def stage_name(args):
+    return "finetuned" if args.student_network else "teacher"
+
+
+if __name__ == "__main__":
+    flags.answer_early(parse, stage_name)
+
+import distributed
+from models import build_model
+from models.download import sha256_of_file
+from models.hub import HUB, MEAN, STD, hub_name, hub_weights
+from presets import PRESETS, override
+from report import tables
+from report.board import Board
+from stages import checkpoint, training
+from stages.config import config_of
+from stages.dataset import load_dataset, normalisation_of
+from stages.device import set_up_device, settle_compute
+from stages.estimate import print_hours
+from stages.finished import read_json
+from stages.folder import STAGES
+from stages.inherit import inherit, recipe_in_force
+from stages.lifetime import open_stage
+from stages.program import program
+
+
 @program
 def main(argv=None):
     args = parse(argv)
     distributed.start()
     device = set_up_device(args.device, args.deterministic)
-    name = "finetuned" if args.student_network else "teacher"
-    stage = open_stage(flags.run_dir(args) / name, args.resume, args.overwrite)
+    stage = open_stage(flags.run_dir(args) / stage_name(args), args.resume, args.overwrite)
     if stage is None:
         return
     job = prepare(args, stage, device)
-    result = training.run(job, device, Board)
+    result = training.run(job, Board)
     print_summary(args, job, result)
 
 
@@ -69,12 +81,16 @@ def prepare(args, stage, device):
     preset = PRESETS[settings["preset"]]
     recipe = override(preset.finetune if student else preset.teacher, model=start.model)
     recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
+    ask_before_hours(args, stage, device, settings, recipe)
     labelled, parts = load_dataset(settings, earlier)
-    start.check(recipe.model, len(labelled.classes))
+    network = start.network(recipe.model, len(labelled.classes))
+    compute = settle_compute(
+        device, flags.compute(args), stage.saved, network, settings["input_size"], recipe.batch_size
+    )  # fmt: skip
     train = labelled.train.subset(parts.labelled)
 
     config = config_of(
-        stage.name, settings, labelled, start.mean_std or normalisation_of(train.images), device,
+        stage.name, settings, labelled, start.mean_std or normalisation_of(train.images), compute,
         parent=student and student.as_parent(stage.folder),
         training=asdict(recipe),
         weights=args.weights,
@@ -84,9 +100,16 @@ def prepare(args, stage, device):
     stage.check_unchanged(config)
     val = labelled.train.subset(parts.val)
     return training.TrainingJob(
-        stage, config, recipe, labelled, val, train.images, train.labels, start.weights,
+        stage, config, compute, recipe, labelled, val, train.images, train.labels, start.weights,
         start.source,
     )  # fmt: skip
+
+
+def ask_before_hours(args, stage, device, settings, recipe):
+    """On a CPU the cifar100 preset takes days: say so before anything is decoded."""
+    if device.type == "cpu" and settings["preset"] == "cifar100" and not stage.saved:
+        of_a_class = settings["labels_per_class"] or 500 - settings["val_per_class"]
+        print_hours(recipe, 100, settings["input_size"], 100 * of_a_class, args.yes)
 
 
 class Start(NamedTuple):
@@ -97,14 +120,18 @@ class Start(NamedTuple):
     model: str | None = None  # the network that it fits, where it says so
     mean_std: tuple | None = None  # the normalisation it was trained with, where it says so
 
-    def check(self, model, num_classes):
-        """ValueError for weights of another network: found before anything is written."""
+    def network(self, model, num_classes):
+        """The network that begins.  ValueError where the weights are those of another one: found
+        before anything is written.
+        """
         if self.model not in (None, model):
             raise ValueError(
                 f"--model {model} contradicts {self.source}, a {self.model}; leave the flag out"
             )
+        network = build_model(model, num_classes)
         if self.weights is not None:
-            checkpoint.start_from(build_model(model, num_classes), self.weights, self.source)
+            checkpoint.start_from(network, self.weights, self.source)
+        return network
 
 
 def starting_point(args, student):

@@ -12,26 +12,7 @@ Writes   RUN/samples: config.json, selection.csv, scores.npz, skipped.csv, Tenso
 
 from pathlib import Path
 
-import numpy as np
-import torch
-
-import distributed
-from data import LeakGuard, open_pool, selection
-from models.download import sha256_of_file
-from presets import PRESETS
-from ranking import STRATEGIES
-from report import diagnostics, tables
-from report.board import Board
-from report.diagnostics import SelectedRows
-from stages import checkpoint, flags, scoring
-from stages.dataset import load_dataset
-from stages.device import set_up_device
-from stages.folder import clear, config_of, read_stage
-from stages.inherit import inherit
-from stages.lifetime import open_stage, running
-from stages.program import Failure, program
-from stages.signals import saving_first
-from topk import MAX_POSITION
+from stages import flags
 
 CHUNK = 512  # images scored at a time, see stages/scoring.py; --batch-size
 SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
@@ -47,7 +28,7 @@ def parse(argv):
     add("--p", type=flags.number(int, 1), help="classes an image may stand for")
     add("--k", type=flags.number(int, 1), help="images a class keeps")
     add("--min-score", type=share, default=0.0, help="least score of a candidate")
-    add("--strategy", choices=STRATEGIES, default="ranked", help="see ranking.candidates")
+    add("--strategy", choices=flags.STRATEGIES, default="ranked", help="see ranking.candidates")
     add("--max-bad-fraction", type=share, default=0.01, metavar="X",
         help="unreadable share of the pool that stops the run (default 0.01)")  # fmt: skip
     add("--keep-duplicates", action=flags.Boolean, help="keep images that a labelled set holds too")
@@ -61,12 +42,42 @@ def parse(argv):
     return args
 
 
+def stage_name(args):
+    return "samples"
+
+
+if __name__ == "__main__":
+    flags.answer_early(parse, stage_name)
+
+import numpy as np
+import torch
+
+import distributed
+from data import LeakGuard, open_pool, selection
+from models.download import sha256_of_file
+from presets import PRESETS
+from report import diagnostics, tables
+from report.board import Board
+from report.diagnostics import SelectedRows
+from stages import checkpoint, scoring
+from stages.config import config_of
+from stages.dataset import load_dataset
+from stages.device import set_up_device, settle_compute
+from stages.finished import read_stage
+from stages.folder import clear
+from stages.inherit import inherit
+from stages.lifetime import open_stage, running
+from stages.program import Failure, program
+from stages.signals import saving_first
+from topk import MAX_POSITION
+
+
 @program
 def main(argv=None):
     args = parse(argv)
     distributed.start()
     device = set_up_device(args.device, args.deterministic)
-    stage = open_stage(flags.run_dir(args) / "samples", args.resume, args.overwrite)
+    stage = open_stage(flags.run_dir(args) / stage_name(args), args.resume, args.overwrite)
     if stage is None:
         return
     if args.export:
@@ -74,7 +85,7 @@ def main(argv=None):
     job = prepare(args, stage, device)
     with running(stage, job.config, Board) as log:
         with saving_first():
-            scored = scoring.run(job, device)
+            scored = scoring.run(job)
         if log is None:
             return  # the first process goes on, with what all have scored
         rows = selected_rows(job.pool, scored.selector)
@@ -109,6 +120,10 @@ def prepare(args, stage, device):
     if p > len(teacher.classes):
         raise ValueError(f"--p {p} is above the number of classes, {len(teacher.classes)}")
 
+    chunk, size = args.batch_size or CHUNK, teacher.input_size
+    compute = settle_compute(
+        device, flags.compute(args), stage.saved, teacher.model, size, chunk
+    )  # fmt: skip
     data_dir = settings["data_dir"]
     labelled, parts = load_dataset(settings, teacher_config, teacher.classes)
     specs = args.unlabeled or list(preset.unlabeled)
@@ -118,20 +133,20 @@ def prepare(args, stage, device):
     if args.strategy == "tags":
         pool.check_tags(teacher.classes)
     config = config_of(
-        stage.name, settings, labelled, (teacher.mean, teacher.std), device, parent,
+        stage.name, settings, labelled, (teacher.mean, teacher.std), compute, parent,
         unlabeled=specs,
         pools={source.name: {"spec": source.spec, **source.inputs} for source in pool.sources},
         p=p,
         k=k,
         min_score=args.min_score,
         strategy=args.strategy,
-        batch_size=args.batch_size or CHUNK,
+        batch_size=chunk,
         keep_duplicates=args.keep_duplicates,
         max_bad_fraction=args.max_bad_fraction,
         save_scores=args.save_scores or len(pool) <= SCORES_UP_TO,
     )  # fmt: skip
     stage.check_unchanged(config)
-    job = scoring.ScoringJob(stage, config, teacher, pool)
+    job = scoring.ScoringJob(stage, config, compute, teacher, pool)
     check_readable(job)
     if not args.keep_duplicates:
         pool.find_duplicates(LeakGuard(labelled, parts, data_dir / "cache" / "duplicates"))

@@ -30,7 +30,7 @@ from engine import predict
 from models import build_model, hub, weights
 from report.predictions import Prediction, print_json, print_table, printable, with_board
 from stages import checkpoint, flags
-from stages.device import set_up_device
+from stages.device import faster_precision, set_up_device
 from stages.folder import state_of
 from stages.program import Failure, program, working
 
@@ -183,7 +183,10 @@ def best_classes(classifier, pictures, topk):
         return []
     device = next(classifier.model.parameters()).device
     images = torch.from_numpy(np.stack(list(pictures))).to(device)
-    ((_, logits),) = predict(classifier.model, images, classifier.normalise, len(images))
+    precision = getattr(torch, faster_precision(device))
+    ((_, logits),) = predict(
+        classifier.model, images, classifier.normalise, len(images), precision=precision
+    )
     probs, labels = logits.softmax(1).topk(min(topk, logits.shape[1]))
     return [
         [(classifier.classes[label], p) for label, p in zip(*row, strict=True)]

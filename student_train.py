@@ -12,20 +12,7 @@ Writes   RUN/student: config.json, metrics.jsonl, model.pt, TensorBoard's events
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-import distributed
-from data import open_pool, selection
-from presets import PRESETS
-from report import tables
-from report.board import Board
-from stages import flags, training
-from stages.dataset import load_dataset
-from stages.device import set_up_device
-from stages.folder import STAGES, config_of
-from stages.inherit import inherit, recipe_in_force
-from stages.lifetime import open_stage
-from stages.program import program
+from stages import flags
 
 
 def parse(argv):
@@ -35,17 +22,43 @@ def parse(argv):
     return parser.parse_args(argv)
 
 
+def stage_name(args):
+    return "student"
+
+
+if __name__ == "__main__":
+    flags.answer_early(parse, stage_name)
+
+import torch
+
+import distributed
+from data import open_pool, selection
+from models import build_model
+from presets import PRESETS
+from report import tables
+from report.board import Board
+from stages import training
+from stages.config import config_of
+from stages.dataset import load_dataset
+from stages.device import set_up_device, settle_compute
+from stages.estimate import print_hours
+from stages.folder import STAGES
+from stages.inherit import inherit, recipe_in_force
+from stages.lifetime import open_stage
+from stages.program import program
+
+
 @program
 def main(argv=None):
     args = parse(argv)
     distributed.start()
     device = set_up_device(args.device, args.deterministic)
-    stage = open_stage(flags.run_dir(args) / "student", args.resume, args.overwrite)
+    stage = open_stage(flags.run_dir(args) / stage_name(args), args.resume, args.overwrite)
     if stage is None:
         return
     samples = stage.parent("samples", args.selection)
     job = prepare(args, stage, samples, device)
-    result = training.run(job, device, Board)
+    result = training.run(job, Board)
     print_summary(args, job, samples, result)
 
 
@@ -54,16 +67,22 @@ def prepare(args, stage, samples, device):
     settings = inherit(flags.shared(args), samples.config)
     recipe = PRESETS[settings["preset"]].student
     recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
+    if device.type == "cpu" and settings["preset"] == "cifar100" and not stage.saved:
+        print_hours(recipe, 100, settings["input_size"], samples.result["selected"], args.yes)
     labelled, parts = load_dataset(settings, samples.config)
+    network = build_model(recipe.model, len(labelled.classes))
+    compute = settle_compute(
+        device, flags.compute(args), stage.saved, network, settings["input_size"], recipe.batch_size
+    )  # fmt: skip
     images, labels = read_examples(samples, settings["data_dir"], labelled, parts)
     config = config_of(
-        stage.name, settings, labelled, samples.config["normalisation"].values(), device,
+        stage.name, settings, labelled, samples.config["normalisation"].values(), compute,
         parent=samples.as_parent(stage.folder),
         training=asdict(recipe),
     )  # fmt: skip
     stage.check_unchanged(config)
     val = labelled.train.subset(parts.val)
-    return training.TrainingJob(stage, config, recipe, labelled, val, images, labels)
+    return training.TrainingJob(stage, config, compute, recipe, labelled, val, images, labels)
 
 
 def read_examples(samples, data_dir, labelled, parts):

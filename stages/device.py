@@ -1,11 +1,30 @@
-"""Where a step computes: the device, its memory, the number of threads."""
+"""What a step computes with: device, precision, threads, memory."""
 
 import ctypes
 import os
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import distributed
+
+# A thread of a CPU is worth its waiting for the others from about so many multiply-adds a step on.
+MULTIPLY_ADDS_A_THREAD = 1e9
+
+
+class Compute(NamedTuple):
+    """What a stage computes with."""
+
+    device: torch.device
+    precision: torch.dtype  # of the convolutions; weights, losses and logits are float32
+    threads: int
+
+    @property
+    def precision_name(self):
+        """float32, bfloat16: as --precision and config.json have it."""
+        return str(self.precision).removeprefix("torch.")
 
 
 def set_up_device(name, deterministic=False):
@@ -50,3 +69,77 @@ def _keep_freed_memory():
     if mallopt:
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: 32 MB, the most that every version takes
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing goes back
+
+
+def settle_compute(device, flags, saved, network, input_size, batch_size):
+    """The Compute of a stage; sets the number of threads.
+
+    flags: dict of precision and threads, "auto" and None where they are not given
+    saved: config.json of the stage that is resumed, or None: it goes on as it began, since another
+    precision or another number of threads gives other bits
+    network: the module that will run, in batches of `batch_size` images of `input_size` pixels
+    Raises ValueError for bfloat16 on a GPU without it.
+    """
+    precision, threads = flags["precision"], flags["threads"]
+    if saved:
+        precision = saved["precision"] if precision == "auto" else precision
+        threads = threads or saved["threads"]
+    if precision == "auto":
+        precision = faster_precision(device)
+    if precision == "bfloat16" and device.type == "cuda" and not _gpu_has_bfloat16():
+        raise ValueError("--precision bfloat16: this GPU only emulates it; use float32 or auto")
+    threads = threads or _useful_threads(network, input_size, batch_size)
+    torch.set_num_threads(threads)
+    return Compute(device, getattr(torch, precision), threads)
+
+
+def faster_precision(device):
+    """bfloat16 where it is the faster choice, else float32 (docs/performance.md has the figures).
+
+    A GPU: where it computes with bfloat16 itself.  A CPU: with AMX, and with avx512_bf16 if it is
+    AMD's; Intel's avx512_bf16 alone is slower than its float32.  No other CPU was measured.
+    ONEDNN_MAX_CPU_ISA makes a CPU behave like an older one, so it decides too.
+    """
+    if device.type == "cuda":
+        return "bfloat16" if _gpu_has_bfloat16() else "float32"
+    if device.type != "cpu":
+        return "float32"
+    isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    whole = isa in ("DEFAULT", "ALL")
+    amx = _cpu_has("_is_amx_tile_supported") and (whole or "AMX" in isa)
+    avx = _cpu_has("_is_avx512_bf16_supported") and (whole or "BF16" in isa or "AMX" in isa)
+    return "bfloat16" if amx or (avx and _cpu_maker() == "AuthenticAMD") else "float32"
+
+
+def _gpu_has_bfloat16():
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _cpu_has(name):
+    return getattr(torch.cpu, name, lambda: False)()  # no public name in torch 2.11 to 2.15
+
+
+def _cpu_maker():
+    """The CPUID vendor, such as AuthenticAMD or GenuineIntel; "" where it is not known."""
+    if os.name == "nt":
+        return os.environ.get("PROCESSOR_IDENTIFIER", "").rpartition(", ")[2]
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split()[-1] for line in lines if line.startswith("vendor_id")), "")
+
+
+def _useful_threads(network, input_size, batch_size):
+    """As many of the threads that torch would take as have enough to do.
+
+    In a small network threads mostly wait for each other, and beside other work a thread that has
+    lost its core holds up all of them at every layer.
+    """
+    image = torch.zeros(1, 3, input_size, input_size, device=next(network.parameters()).device)
+    was_training = network.training
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network.eval()(image)
+    network.train(was_training)
+    multiply_adds = counter.get_total_flops() / 2 * batch_size
+    return max(1, min(torch.get_num_threads(), round(multiply_adds / MULTIPLY_ADDS_A_THREAD)))

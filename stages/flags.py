@@ -1,20 +1,28 @@
 """Command lines: the only module besides the scripts that knows flags.
 
-A flag that is not given is None.  `shared` and `training` give the flags' values as plain dicts.
+A flag that is not given is None.  `shared`, `compute` and `training` give the flags' values as
+plain dicts.  Nothing here imports torch, which takes seconds: the scripts parse their flags first.
 """
 
 import argparse
 import dataclasses
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from data import LABELLED_SETS, POLICIES
-from engine import SCHEDULES
-from models import MODELS
 from presets import PRESETS, Training
 
+from .folder import finished_already, next_action
 from .inherit import DEFAULT_PRESET, INHERITED
+
+# The names of what data/, engine.py and ranking.py have; a test compares them.
+LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
+POLICIES = ("none", "crop", "crop-flip", "randaugment", "trivialaugment")
+SCHEDULES = ("cosine", "halving", "steps")
+STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 # What step 2 takes of the fields of presets.Training, so that one set of flags suits all steps.
 _EVERYWHERE = {
@@ -88,7 +96,7 @@ _TYPES = {
     "mixup": number(float, 0),
     "cutmix": number(float, 0),
 }
-_CHOICES = {"model": list(MODELS), "schedule": SCHEDULES, "augment": POLICIES}
+_CHOICES = {"schedule": SCHEDULES, "augment": POLICIES}
 
 
 def bare_parser(description):
@@ -113,9 +121,15 @@ def stage_parser(description, training=True):
     add("--val-per-class", type=number(int, 1), metavar="N", help="validation images a class")
     add("--seed", type=number(int, 0, 2**31), help="of the whole chain (default 0)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default auto")
+    add("--precision", choices=PRECISIONS, default="auto", help="of the convolutions; auto: the "
+        "faster one on this machine (default)")  # fmt: skip
+    add("--threads", type=number(int, 1), metavar="N",
+        help="of the CPU (default: as many as the network can use)")  # fmt: skip
     add("--deterministic", action=Boolean, help="refuse kernels whose sums vary from run to run")
     add("--resume", action=Boolean, help="go on with an unfinished stage; a finished one stays")
     add("--overwrite", action=Boolean, help="start the stage anew")
+    if training:
+        add("--yes", action=Boolean, help="preset cifar100 on a CPU: train for days without asking")
     add = parser.add_argument_group("training" if training else "scoring").add_argument
     for setting in dataclasses.fields(Training):
         if training or setting.name in _EVERYWHERE:
@@ -129,6 +143,23 @@ def stage_parser(description, training=True):
     return parser
 
 
+def answer_early(parse, stage_name):
+    """--help, a wrong flag, a stage that is finished: end the program before torch is imported.
+
+    parse: argv -> arguments;  stage_name: arguments -> the stage
+    """
+    args = parse(None)
+    with suppress(ValueError):  # the program itself will say what is wrong
+        folder = run_dir(args) / stage_name(args)
+        if next_action(folder, args.resume, args.overwrite) == "nothing":
+            if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+                print(finished_already(folder))
+            raise SystemExit
+    # Threads that wait spin by default, and so take the cores from other programs.  OpenMP reads
+    # this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def run_dir(args):
     """The folder that holds the stages.  Raises ValueError for a file."""
     folder = args.run_dir or Path("runs") / (args.preset or DEFAULT_PRESET)
@@ -140,6 +171,11 @@ def run_dir(args):
 def shared(args):
     """The flags that all stages share: a dict for `inherit.inherit`."""
     return {name: getattr(args, name) for name in (*INHERITED, "data_dir")}
+
+
+def compute(args):
+    """The flags that say what to compute with: a dict for `device.settle_compute`."""
+    return {"precision": args.precision, "threads": args.threads}
 
 
 def training(args):

@@ -1,5 +1,6 @@
 """Settings: from the preset, the stage before and the flags; what --resume may not change."""
 
+import sys
 from pathlib import Path
 
 from presets import PRESETS, Training, override
@@ -57,7 +58,13 @@ def check_unchanged(saved, now):
     saved, now: the contents of config.json
     """
     saved, now = _without_places(saved), _without_places(now)
-    for name in sorted(saved.keys() & now.keys() - {"versions", "threads", "data_dir"}):
+    if saved.get("device_name") != now["device_name"]:
+        print(
+            f"resumed on {now['device_name']}, begun on {saved.get('device_name')}: the bits will "
+            f"not be those of a run that was never stopped",
+            file=sys.stderr,
+        )
+    for name in sorted(saved.keys() & now.keys() - {"versions", "device_name", "data_dir"}):
         was, wish = saved[name], now[name]
         if was == wish:
             continue

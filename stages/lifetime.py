@@ -5,20 +5,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 import distributed
 from data import write_json, write_text
 
-from .folder import (
-    WORKING_FILES,
-    check_parent,
-    clear,
-    next_action,
-    read_json,
-    read_stage,
-    remove,
-)
+from .finished import check_parent, read_json, read_stage
+from .folder import WORKING_FILES, clear, finished_already, next_action, remove
 from .inherit import check_unchanged
 from .program import working
 
@@ -62,14 +53,9 @@ def open_stage(folder, resume, overwrite):
     """
     action = next_action(folder, resume, overwrite)
     if action == "nothing":
-        print(f"{folder} is finished already; --overwrite starts it anew")
+        print(finished_already(folder))
         return None
-    if action == "start":
-        return OpenStage(folder)
-    saved = read_json(folder / "config.json")
-    # Another number of threads would sum in another order.
-    torch.set_num_threads(saved.get("threads") or torch.get_num_threads())
-    return OpenStage(folder, saved)
+    return OpenStage(folder, read_json(folder / "config.json") if action == "resume" else None)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from engine import predict
 from ranking import Selector
 
 from . import checkpoint, signals
+from .device import Compute
 from .lifetime import OpenStage
 from .program import Failure
 
@@ -31,7 +32,8 @@ class ScoringJob:
     """Step 2 with everything settled, before its folder is touched."""
 
     stage: OpenStage
-    config: dict  # config.json, see folder.config_of
+    config: dict  # config.json, see config.config_of
+    compute: Compute
     teacher: checkpoint.Checkpoint
     pool: Pool
 
@@ -48,10 +50,10 @@ class Scored:
 class _Walk:
     """One process's range of the pool, as far as it is scored."""
 
-    def __init__(self, job, device):
+    def __init__(self, job):
         self.job, self.number = job, distributed.rank()
         self.first, self.last = distributed.share(len(job.pool), job.config["batch_size"])
-        self.selector, self.spent = _new_selector(job, self.first, device), 0.0
+        self.selector, self.spent = _new_selector(job, self.first, job.compute.device), 0.0
         self.path = job.stage.folder / _state_file(self.number)
         if job.stage.saved and self.path.exists():
             state = checkpoint.load(self.path)
@@ -92,18 +94,22 @@ class _Walk:
         checkpoint.save({**self.selector.state_dict(), "seconds": self.seconds}, self.path)
 
 
-def run(job, device):
+def run(job):
     """Score and rank the pool; -> Scored, in the first process that of the whole pool."""
-    walk, size = _Walk(job, device), job.config["batch_size"]
+    walk, size = _Walk(job), job.config["batch_size"]
+    device, precision = job.compute.device, job.compute.precision
     position = walk.selector.position
-    torch.backends.cudnn.benchmark = False
+    # No kernel is chosen by timing, and none whose sums vary: the same scores on every run.
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     bar = tqdm(
         total=walk.last - walk.first, initial=position - walk.first, unit="img", unit_scale=True,
         disable=None, desc="scoring",
     )  # fmt: skip
     normalise = Normalise(job.teacher.mean, job.teacher.std, device)
     last_save = time.monotonic()
-    chunks = predict(job.teacher.model, job.pool.images, normalise, size, position, walk.last)
+    chunks = predict(
+        job.teacher.model, job.pool.images, normalise, size, position, walk.last, precision
+    )
     for start, logits in chunks:
         walk.add(start, logits)
         bar.update(len(logits))

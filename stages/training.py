@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 import distributed
 from data import Augment, Images, LabelledImages, LabelledSet, Normalise
-from engine import TrainState, accuracy, fit, predict
+from engine import TrainState, accuracy, count_steps, fit, predict
 from models import build_model
 from presets import Training
 
 from . import checkpoint, signals
-from .estimate import print_hours
+from .device import Compute
 from .folder import STAGES
 from .lifetime import OpenStage, running
 
@@ -29,7 +29,8 @@ class TrainingJob:
     """A training stage with everything settled, before its folder is touched."""
 
     stage: OpenStage
-    config: dict  # config.json, see folder.config_of
+    config: dict  # config.json, see config.config_of
+    compute: Compute
     recipe: Training
     labelled: LabelledSet  # for its class names and its test images
     val: LabelledImages
@@ -44,20 +45,18 @@ class TrainingJob:
 
     @property
     def images_to_process(self):
-        return self.recipe.epochs * self.recipe.passes * len(self.labels)
+        return math.prod(count_steps(len(self.labels), self.recipe))
 
 
-def run(job, device, open_board):
+def run(job, open_board):
     """Train, log, save, test; -> the content of result.json.  Writes to the stage's folder.
 
     open_board: report.board.Board
     """
-    if job.config["preset"] == "cifar100" and device.type == "cpu":
-        print_hours(job.recipe, len(job.classes), job.config["input_size"], job.images_to_process)
     check_batches(job.recipe, len(job.labels))
     path = job.stage.folder / "resume.pt"
     saved = checkpoint.load(path) if job.stage.saved and path.exists() else None
-    state = _initial_state(job, device)
+    state, device = _initial_state(job), job.compute.device
     if saved:
         state.load_state_dict(saved["fit"])
     normalise = Normalise(*job.config["normalisation"].values(), device)
@@ -69,7 +68,7 @@ def run(job, device, open_board):
         with signals.saving_first():
             metrics, seconds = train_and_log(job, log, state, images, augment, saved)
         test = job.labelled.test
-        logits, features = test_once(state.network, test.images, normalise)
+        logits, features = test_once(state, test.images, normalise)
         result = _result(job, state.network, logits, metrics, seconds)
         if log:
             log.board.test_results(logits, test.labels, job.classes, recipe.epochs)
@@ -82,24 +81,24 @@ def check_batches(recipe, count):
     """ValueError when some process would have fewer than two images of a batch, the least that
     batch norm takes.  count: training examples
     """
-    images, processes = count * recipe.passes, distributed.size()
-    least = images // math.ceil(images / recipe.batch_size)
-    if processes > 1 and least < 2 * processes:
+    _, batch_size = count_steps(count, recipe)
+    processes = distributed.size()
+    if processes > 1 and batch_size < 2 * processes:
         raise ValueError(
-            f"a batch of {least} images cannot be shared by {processes} processes, two images each "
-            f"at least; start fewer, or raise --batch-size (now {recipe.batch_size})"
+            f"a batch of {batch_size} images cannot be shared by {processes} processes, two images "
+            f"each at least; start fewer, or raise --batch-size (now {recipe.batch_size})"
         )
 
 
-def _initial_state(job, device):
+def _initial_state(job):
     """The network before its first step, and what trains it."""
     seed = 1000 * job.config["seed"] + list(STAGES).index(job.stage.name)  # no two stages alike
     torch.manual_seed(seed)
     model = build_model(job.recipe.model, len(job.classes))
     if job.weights is not None:
         checkpoint.start_from(model, job.weights, job.weights_source)
-    model.to(device, memory_format=torch.channels_last)
-    return TrainState(model, job.recipe, seed)
+    model.to(job.compute.device, memory_format=torch.channels_last)
+    return TrainState(model, job.recipe, seed, job.compute.precision)
 
 
 def train_and_log(job, log, state, images, augment, saved):
@@ -129,7 +128,7 @@ def train_and_log(job, log, state, images, augment, saved):
             to_show = None
         if epoch_ends:
             seconds = time.monotonic() - epoch_began
-            logits = evaluate(state.network, job.val.images, augment.normalise)
+            logits = evaluate(state, job.val.images, augment.normalise)
             top1, top5 = accuracy(logits, job.val.labels)
             metrics = {"epoch": state.epoch, **numbers, "val_top1": top1, "val_top5": top5}
             rate = (state.images - epoch_from) / seconds
@@ -152,21 +151,22 @@ def train_and_log(job, log, state, images, augment, saved):
     return metrics, spent + time.monotonic() - began
 
 
-def evaluate(network, images, prepare):
+def evaluate(state, images, prepare):
     """Logits (N,C) on the CPU, whatever the number of processes; each predicts its share."""
+    network = state.network
     distributed.same_(network.buffers())  # each process's batch norm has seen its own share
     first, last = distributed.share(len(images), EVALUATED)
     logits = torch.zeros(len(images), network.fc.out_features)
-    for start, chunk in predict(network, images, prepare, EVALUATED, first, last):
+    for start, chunk in predict(network, images, prepare, EVALUATED, first, last, state.precision):
         logits[start : start + len(chunk)] = chunk.cpu()
     return distributed.total_(logits)
 
 
-def test_once(network, images, prepare):
+def test_once(state, images, prepare):
     """The test set is read here, once: -> logits (N,C), features before the last layer (N,D)."""
-    inputs = []
+    inputs, network = [], state.network
     hook = network.fc.register_forward_pre_hook(lambda _, x: inputs.append(x[0].float().cpu()))
-    logits = evaluate(network, images, prepare)
+    logits = evaluate(state, images, prepare)
     hook.remove()
     features = torch.zeros(len(images), network.fc.in_features)
     first, last = distributed.share(len(images), EVALUATED)

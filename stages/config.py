@@ -1,0 +1,58 @@
+"""config.json: every setting in force, the versions, the inputs."""
+
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import distributed
+
+
+def config_of(stage, settings, labelled, normalisation, compute, parent=None, **own):
+    """The content of config.json.
+
+    stage: its name;  settings: of `inherit`;  labelled: data.LabelledSet
+    normalisation: mean and std, three numbers each;  compute: device.Compute
+    parent: of FinishedStage.as_parent;  own: what only this stage has
+    """
+    mean, std = normalisation
+    return {
+        "stage": stage,
+        **settings,
+        **own,
+        "data_dir": str(settings["data_dir"]),
+        "normalisation": {"mean": mean, "std": std},
+        "device": compute.device.type,
+        "device_name": _device_name(compute.device),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": compute.precision_name,
+        "threads": compute.threads,
+        "processes": distributed.size(),
+        "versions": versions(),
+        "inputs": {"labelled": labelled.inputs},
+        "parent": parent,
+    }
+
+
+def versions():
+    """The project's commit (None outside git) and the libraries' versions."""
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    commit = None
+    if (root / ".git").exists() and shutil.which("git"):
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
+    found = {"project": commit, "python": platform.python_version(), "torch": torch.__version__}
+    for package in ("torchvision", "opencv-python", "opencv-python-headless"):
+        try:
+            found[package.removesuffix("-headless")] = version(package)
+        except PackageNotFoundError:
+            found.setdefault(package.removesuffix("-headless"), None)
+    return found
+
+
+def _device_name(device):
+    """Which GPU; None for a CPU, whose versions and threads say enough."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
