@@ -18,7 +18,8 @@ from models.weights import rebuild
 from report.model_card import TITLES, model_card
 from report.tables import print_table
 from stages import checkpoint, flags
-from stages.folder import read_json, read_stage, state_of
+from stages.finished import read_json, read_stage
+from stages.folder import state_of
 from stages.program import program, working
 
 

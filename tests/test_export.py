@@ -15,7 +15,7 @@ import export
 from data import Normalise, write_json
 from engine import predict
 from stages import checkpoint
-from stages.folder import read_json
+from stages.finished import read_json
 
 ROOT = str(Path(__file__).parents[1])
 
