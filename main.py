@@ -41,7 +41,7 @@ if __name__ == "__main__":
     flags.answer_early(parse, stage_name)
 
 import distributed
-from models import build_model
+from models import build_model, check_name
 from models.download import sha256_of_file
 from models.hub import HUB, MEAN, STD, hub_name, hub_weights
 from presets import PRESETS, override
@@ -81,6 +81,7 @@ def prepare(args, stage, device):
     preset = PRESETS[settings["preset"]]
     recipe = override(preset.finetune if student else preset.teacher, model=start.model)
     recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
+    check_name(recipe.model)  # now: data may take minutes to read
     ask_before_hours(args, stage, device, settings, recipe)
     labelled, parts = load_dataset(settings, earlier)
     network = start.network(recipe.model, len(labelled.classes))

@@ -33,7 +33,7 @@ import torch
 
 import distributed
 from data import open_pool, selection
-from models import build_model
+from models import build_model, check_name
 from presets import PRESETS
 from report import tables
 from report.board import Board
@@ -67,6 +67,7 @@ def prepare(args, stage, samples, device):
     settings = inherit(flags.shared(args), samples.config)
     recipe = PRESETS[settings["preset"]].student
     recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
+    check_name(recipe.model)  # now: data may take minutes to read
     if device.type == "cpu" and settings["preset"] == "cifar100" and not stage.saved:
         print_hours(recipe, 100, settings["input_size"], samples.result["selected"], args.yes)
     labelled, parts = load_dataset(settings, samples.config)

@@ -67,14 +67,19 @@ MODELS = {
 }
 
 
+def check_name(name):
+    """ValueError for a name that MODELS does not have."""
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
+
+
 def build_model(name, num_classes):
     """A network with random weights (from torch's global generator).
 
     Maps normalised float images (B,3,H,W) to float32 logits (B,num_classes).
     Raises ValueError for a name that MODELS does not have.
     """
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
+    check_name(name)
     model = MODELS[name](num_classes=num_classes)
     model.fc.__class__ = Float32Linear
     return model

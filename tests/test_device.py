@@ -1,0 +1,158 @@
+"""What a stage computes with: precision, threads; and what is answered before torch is imported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import engine
+import ranking
+from models import build_model
+from stages import device, flags
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+AUTO = {"precision": "auto", "threads": None}
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """cpu(maker, amx, avx512_bf16, isa): be such a CPU, under that ONEDNN_MAX_CPU_ISA."""
+
+    def be(maker, amx, avx512_bf16, isa=None):
+        able = {"_is_amx_tile_supported": amx, "_is_avx512_bf16_supported": avx512_bf16}
+        for name, value in able.items():
+            monkeypatch.setattr(torch.cpu, name, lambda value=value: value, raising=False)
+        monkeypatch.setattr(device, "_cpu_maker", lambda: maker)
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+        if isa:
+            monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+
+    return be
+
+
+@pytest.mark.parametrize(
+    "maker, amx, avx512_bf16, isa, expected",
+    [
+        ("GenuineIntel", True, True, None, "bfloat16"),
+        ("GenuineIntel", True, True, "DEFAULT", "bfloat16"),
+        ("GenuineIntel", True, True, "avx512_core_amx", "bfloat16"),
+        ("GenuineIntel", True, True, "AVX512_CORE_BF16", "float32"),
+        ("GenuineIntel", True, True, "AVX2", "float32"),
+        ("GenuineIntel", False, True, None, "float32"),  # a third slower in bf16
+        ("AuthenticAMD", False, True, None, "bfloat16"),
+        ("AuthenticAMD", False, True, "AVX512_CORE_BF16", "bfloat16"),
+        ("AuthenticAMD", False, True, "AVX512_CORE", "float32"),
+        ("AuthenticAMD", False, False, None, "float32"),
+        ("", False, False, None, "float32"),
+    ],
+)
+def test_auto_is_the_faster_precision_of_every_cpu_that_was_measured(
+    cpu, maker, amx, avx512_bf16, isa, expected
+):
+    cpu(maker, amx, avx512_bf16, isa)
+    assert device.faster_precision(CPU) == expected
+    assert device.faster_precision(torch.device("mps")) == "float32"
+
+
+def settled(saved=None, model="resnet8", batch_size=4, **given):
+    before = torch.get_num_threads()
+    try:
+        network = build_model(model, 10)
+        return device.settle_compute(CPU, AUTO | given, saved, network, 32, batch_size)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_flags_win_over_what_was_saved_and_that_over_auto(cpu):
+    cpu("", amx=False, avx512_bf16=False)
+    saved = {"precision": "bfloat16", "threads": 3}
+    assert settled() == (CPU, torch.float32, 1)
+    assert settled(saved) == (CPU, torch.bfloat16, 3)
+    assert settled(saved, precision="float32", threads=2) == (CPU, torch.float32, 2)
+    assert settled(precision="bfloat16").precision_name == "bfloat16"
+
+
+def test_a_network_gets_the_threads_that_it_can_use_and_no_more(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    few = {n: device._useful_threads(build_model(n, 10), 32, 32) for n in ("resnet8", "resnet20")}
+    assert few == {"resnet8": 1, "resnet20": 1}
+    assert device._useful_threads(build_model("resnet20", 10), 32, 128) == 5  # 5.2 G a step
+    assert device._useful_threads(build_model("resnet50", 10), 64, 128) > 32
+
+
+def test_threads_and_precision_are_written_down(digits_run):
+    for stage in ("teacher", "samples", "student", "finetuned"):
+        config = json.loads((digits_run / stage / "config.json").read_text())
+        assert config["precision"] == device.faster_precision(CPU)
+        assert config["threads"] == 1
+
+
+# --- before torch -------------------------------------------------------------------------------
+
+
+def test_the_names_of_the_flags_are_those_of_what_they_choose():
+    assert set(flags.LABELLED_SETS) == set(data.LABELLED_SETS)
+    assert set(flags.POLICIES) == set(data.POLICIES)
+    assert set(flags.SCHEDULES) == set(engine.SCHEDULES)
+    assert set(flags.STRATEGIES) == set(ranking.STRATEGIES)
+
+
+def answer(command, *more):
+    """Run a script that may not import torch; -> the finished process."""
+    script, *words = command.split()
+    block = "import sys; sys.modules['torch'] = None\n"  # to import it raises ImportError
+    run = f"import runpy; sys.argv = {[script, *words, *more]!r}; runpy.run_path({script!r}, "
+    code = block + run + "run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.mark.parametrize("script", ["main.py", "make_sample_data.py", "student_train.py"])
+def test_help_and_typos_are_answered_before_torch_is_imported(script):
+    shown = answer(f"{script} --help")
+    assert shown.returncode == 0 and "--preset" in shown.stdout, shown.stderr
+    wrong = answer(f"{script} --preset nonsense")
+    assert wrong.returncode == 2 and "nonsense" in wrong.stderr
+    assert wrong.stderr.count("\n") == 1
+
+
+def test_a_finished_stage_says_so_before_torch_is_imported(digits_run):
+    done = answer("main.py --preset demo --resume", "--run-dir", str(digits_run))
+    assert done.returncode == 0 and "finished already" in done.stdout, done.stderr
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path):
+    code = (
+        "import os, stages.flags as flags\n"
+        "flags.answer_early(lambda argv: flags.stage_parser('').parse_args([]), lambda args: 'x')\n"
+        "print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {n: v for n, v in os.environ.items() if n != "OMP_WAIT_POLICY"}
+        environment |= {"PYTHONPATH": str(ROOT)} | ({"OMP_WAIT_POLICY": given} if given else {})
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.strip() == expected, done.stderr
+
+
+# --- the preset for a GPU on a CPU --------------------------------------------------------------
+
+
+def test_the_large_preset_names_its_hours_before_it_reads_anything(refused, tmp_path):
+    flags = "--preset cifar100 --model resnet8 --input-size 32 --device cpu".split()
+    error = refused("teacher", tmp_path / "run", *flags, "--data-dir", tmp_path / "nowhere")
+    assert "hours" in error and "--preset lab" in error and "--yes" in error
+    assert not (tmp_path / "nowhere").exists()
