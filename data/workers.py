@@ -4,8 +4,8 @@ A worker (worker.py) imports NumPy and OpenCV and nothing else of size, and writ
 the cache itself: only checksums and reasons come back over its pipe.
 
 joblib's loky was tried in their place.  It decoded at 0.97 to 1.11 times our rate, but when its
-parent was killed, its workers stayed for another 40 seconds and more.  Ours end as soon as their
-stdin closes.  A crash also ended all of loky's workers, and printed a traceback.
+parent was killed, its workers stayed for 40 seconds, and busy ones longer.  Ours end as soon as
+their stdin closes.  A crash also ended all of loky's workers, and printed a traceback.
 """
 
 import atexit
