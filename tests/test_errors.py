@@ -34,7 +34,8 @@ def test_a_data_set_that_cannot_be_downloaded_names_the_way_out(
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", url)
     monkeypatch.setattr(torchvision.datasets.CIFAR100, "url", url)
     data, began = tmp_path / "data", time.monotonic()
-    error = refused("teacher", tmp_path / "run", "--dataset", dataset, "--data-dir", data)
+    flags = f"--preset lab --dataset {dataset}".split()
+    error = refused("teacher", tmp_path / "run", *flags, "--data-dir", data)
     assert time.monotonic() - began < 30
     assert dataset in error and str(data) in error and "--preset demo" in error
     assert not data.exists()
