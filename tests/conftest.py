@@ -25,8 +25,9 @@ PROGRAMS = {
     "finetuned": (main.main, ("--student-network", "True")),
 }
 CLASSES = ("ant", "bee", "crab", "dove")
-SMALL = ("--input-size", "8", "--labels-per-class", "3", "--val-per-class", "2")
-SHORT = ("--epochs", "1", "--passes", "1")
+SMALL = "--input-size 8 --labels-per-class 3 --val-per-class 2"
+SHORT = "--epochs 1 --passes 1"
+TRAINED = "--batch-size 4 --epochs 2 --passes 1"
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +44,17 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", local)
 
 
+def words_of(flags):
+    """Flags as a shell would split them: strings such as "--k 5 --p 2", and anything else whole."""
+    words = [flag.split() if isinstance(flag, str) else [str(flag)] for flag in flags]
+    return [word for some in words for word in some]
+
+
 def run_step(stage, run, *flags):
     """Run a stage's script in this process; -> its exit code."""
     program, own = PROGRAMS[stage]
     try:
-        program([*own, "--run-dir", str(run), "--device", "cpu", *map(str, flags)])
+        program([*own, "--run-dir", str(run), "--device", "cpu", *words_of(flags)])
     except SystemExit as stop:
         return stop.code
     return 0
@@ -85,37 +92,14 @@ def folder_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def folder_flags(folder_data):
     """Step 1's flags for that set; the later steps take them over."""
-    data = ("--preset", "demo", "--dataset", "folder", "--data-dir", str(folder_data))
-    training = ("--batch-size", "4", "--learning-rate", "0.05", "--epochs", "2", "--passes", "1")
-    return (*data, *SMALL, *training)
+    flags = f"--preset demo --dataset folder {SMALL} {TRAINED} --learning-rate 0.05"
+    return (*flags.split(), "--data-dir", str(folder_data))
 
 
 LATER = {
-    "samples": ("--unlabeled", "heldout", "--k", "5", "--p", "2"),
-    "student": (
-        "--batch-size",
-        "4",
-        "--learning-rate",
-        "0.05",
-        "--epochs",
-        "2",
-        "--passes",
-        "1",
-        "--ema-decay",
-        "0.9",
-    ),
-    "finetuned": (
-        "--batch-size",
-        "4",
-        "--learning-rate",
-        "0.005",
-        "--epochs",
-        "2",
-        "--passes",
-        "1",
-        "--mixup",
-        "0.2",
-    ),
+    "samples": ["--unlabeled", "heldout", "--k", "5", "--p", "2"],
+    "student": f"{TRAINED} --learning-rate 0.05 --ema-decay 0.9".split(),
+    "finetuned": f"{TRAINED} --learning-rate 0.005 --mixup 0.2".split(),
 }
 
 
@@ -141,8 +125,8 @@ def folder_run(tmp_path_factory, stage_flags):
 def digits_run(tmp_path_factory):
     """The four stages on the built-in digits: the demo preset, with fewer labels and pixels."""
     base = tmp_path_factory.mktemp("digits")
-    first = ("--preset", "demo", "--data-dir", str(base / "data"), *SMALL, *SHORT)
-    later = {"samples": ("--k", "5"), "student": SHORT, "finetuned": SHORT}
+    first = (f"--preset demo {SMALL} {SHORT}", "--data-dir", base / "data")
+    later = {"samples": ["--k 5"], "student": [SHORT], "finetuned": [SHORT]}
     return _finished(base / "run", {"teacher": first, **later})
 
 

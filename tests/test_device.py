@@ -152,7 +152,7 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path):
 
 
 def test_the_large_preset_names_its_hours_before_it_reads_anything(refused, tmp_path):
-    flags = "--preset cifar100 --model resnet8 --input-size 32 --device cpu".split()
+    flags = ["--preset", "cifar100", "--model", "resnet8", "--input-size", "32", "--device", "cpu"]
     error = refused("teacher", tmp_path / "run", *flags, "--data-dir", tmp_path / "nowhere")
     assert "hours" in error and "--preset lab" in error and "--yes" in error
     assert not (tmp_path / "nowhere").exists()

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TRAINED = ("teacher", "student", "finetuned")
@@ -84,9 +85,7 @@ def test_a_batch_size_alone_scales_the_learning_rate(
 ):
     data = read(digits_run / "teacher/config.json")["data_dir"]
     short = (
-        "--preset",
-        "demo",
-        "--data-dir",
+        "--preset demo --data-dir",
         data,
         "--input-size",
         8,
@@ -242,7 +241,7 @@ def test_step_4_changes_no_other_stage_and_repeats_with_the_same_seed(
     shutil.copytree(digits_run, run)
     shutil.rmtree(run / "finetuned")
     before = snapshot(run)
-    assert step("finetuned", run, "--epochs", "1", "--passes", "1") == 0
+    assert step("finetuned", run, "--epochs 1 --passes 1") == 0
     after = snapshot(run)
     assert {name: after[name] for name in before} == before
     again, first = model_of(run / "finetuned"), model_of(digits_run / "finetuned")
@@ -265,8 +264,8 @@ def test_another_seed_gives_another_split_and_network(
     folder_run, stage_flags, tmp_path, step, quick
 ):
     for stage in ("teacher", "samples"):
-        flags = stage_flags[stage] + (("--seed", "1") if stage == "teacher" else ())
-        assert step(stage, tmp_path, *flags) == 0
+        seed = ["--seed 1"] if stage == "teacher" else []
+        assert step(stage, tmp_path, *stage_flags[stage], *seed) == 0
     once, other = model_of(folder_run / "teacher"), model_of(tmp_path / "teacher")
     assert not same_tensors(once["state_dict"], other["state_dict"])
     pools = [set(scores_of(run / "samples")["image"]) for run in (folder_run, tmp_path)]
@@ -277,7 +276,7 @@ def test_another_seed_gives_another_split_and_network(
 def test_step_3_starts_from_random_weights_and_step_4_from_the_student(run_before, step, quick):
     run = run_before("finetuned")
     shutil.rmtree(run / "student")
-    still = ("--learning-rate", "1e-30", "--epochs", "1", "--passes", "1")
+    still = ("--learning-rate 1e-30 --epochs 1 --passes 1",)
     for stage in ("student", "finetuned"):
         assert step(stage, run, *still) == 0
     teacher, student, tuned = (model_of(run / stage)["state_dict"] for stage in TRAINED)
@@ -290,7 +289,7 @@ def test_step_1_starts_from_given_weights_and_replaces_a_head_of_other_classes(
     digits_run, stage_flags, tmp_path, step, quick
 ):
     source = digits_run / "teacher" / "model.pt"
-    flags = (*stage_flags["teacher"], "--weights", source, "--learning-rate", "1e-30")
+    flags = (*stage_flags["teacher"], "--weights", source, "--learning-rate 1e-30")
     assert step("teacher", tmp_path, *flags) == 0
     given, mine = model_of(digits_run / "teacher"), model_of(tmp_path / "teacher")
     layers = [name for name, x in given["state_dict"].items() if x.ndim == 4]
@@ -312,11 +311,14 @@ def test_class_folders_of_pictures_go_through_all_four_steps(folder_run, folder_
         assert pool == "heldout" and (folder_data / "train" / path).is_file()
 
 
-def test_a_lone_model_file_serves_as_teacher(folder_run, stage_flags, tmp_path, step, quick):
+def test_a_lone_model_file_serves_as_teacher(
+    folder_run, folder_data, stage_flags, tmp_path, step, quick
+):
     lone = tmp_path / "lone.pt"
     shutil.copyfile(folder_run / "teacher" / "model.pt", lone)
     run = tmp_path / "run"
-    flags = ("--teacher", lone, *stage_flags["teacher"][:-6], *stage_flags["samples"])
+    told = f"--preset demo --dataset folder {SMALL}"  # no config.json says it
+    flags = ("--teacher", lone, told, "--data-dir", folder_data, *stage_flags["samples"])
     assert step("samples", run, *flags) == 0
     first, second = (x / "samples" / "selection.csv" for x in (folder_run, run))
     assert first.read_bytes() == second.read_bytes()
@@ -378,7 +380,7 @@ def test_ranked_keeps_k_of_every_class_or_all_there_are(select, tagged_pool, k):
 
 
 def test_unbalanced_keeps_the_surest_images_of_the_pool_once_each(select, tagged_pool):
-    samples = select("--unlabeled", tagged_pool, "--k", 2, "--p", 2, "--strategy", "unbalanced")
+    samples = select("--unlabeled", tagged_pool, "--k", 2, "--p", 2, "--strategy unbalanced")
     images, label, score, _ = selection_of(samples)
     scores = scores_of(samples)
     ranked = np.minimum(np.bincount(scores["label"].ravel(), minlength=4), 2).sum()
@@ -389,7 +391,7 @@ def test_unbalanced_keeps_the_surest_images_of_the_pool_once_each(select, tagged
 
 
 def test_random_keeps_as_many_images_as_ranked_once_each(select, tagged_pool):
-    samples = select("--unlabeled", tagged_pool, "--k", 2, "--p", 2, "--strategy", "random")
+    samples = select("--unlabeled", tagged_pool, "--k", 2, "--p", 2, "--strategy random")
     images, label, _, _ = selection_of(samples)
     scores = scores_of(samples)
     ranked = np.minimum(np.bincount(scores["label"].ravel(), minlength=4), 2).sum()
@@ -399,7 +401,7 @@ def test_random_keeps_as_many_images_as_ranked_once_each(select, tagged_pool):
 
 
 def test_random_in_class_keeps_k_of_those_whose_best_class_it_is(select, tagged_pool):
-    flags = ("--unlabeled", tagged_pool, "--k", 2, "--p", 2, "--strategy", "random-in-class")
+    flags = ("--unlabeled", tagged_pool, "--k", 2, "--p", 2, "--strategy random-in-class")
     samples = select(*flags)
     images, label, _, _ = selection_of(samples)
     assert (
@@ -412,7 +414,7 @@ def test_random_in_class_keeps_k_of_those_whose_best_class_it_is(select, tagged_
 
 
 def test_tags_keep_k_images_of_the_folder_that_is_named_after_a_class(select, tagged_pool):
-    samples = select("--unlabeled", tagged_pool, "--k", 5, "--strategy", "tags")
+    samples = select("--unlabeled", tagged_pool, "--k", 5, "--strategy tags")
     images, label, _, rank = selection_of(samples)
     assert read(samples / "result.json")["per_class_counts"] == [5, 3, 0, 0]
     folders = [name.split("/")[1].lower() for name in images]
@@ -486,4 +488,4 @@ def test_two_pools_of_one_name_get_names_of_their_own_and_reach_the_student(
     assert [pool["path"] for pool in config["pools"].values()] == [str(pool) for pool in pools]
     named = {name.split("/")[0] for name in scores_of(run / "samples")["image"]}
     assert named == config["pools"].keys()
-    assert step("student", run, "--epochs", "1", "--passes", "1") == 0
+    assert step("student", run, "--epochs 1 --passes 1") == 0

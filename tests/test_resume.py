@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_training, metrics_of, result_of
+from conftest import assert_same_training, metrics_of, result_of, words_of
 
 import make_sample_data
 from stages import signals, training
@@ -147,7 +147,7 @@ def test_a_baseline_selection_in_pieces_ends_with_the_same_rows(
     monkeypatch.setattr(make_sample_data, "CHUNK", 8)
     run = run_before("samples")
     pool = folder_data / "train"
-    flags = ("--unlabeled", pool, "--k", "3", "--p", "2", "--strategy", strategy)
+    flags = ("--unlabeled", pool, "--k 3 --p 2 --strategy", strategy)
     flags += ("--keep-duplicates",)
     assert finish_in_pieces(step, stop_after, "samples", run, flags, 3) >= 1
     pieces = (run / "samples" / "selection.csv").read_bytes()
@@ -223,7 +223,7 @@ def test_a_resumed_stage_takes_up_its_number_of_threads(run_before, stage_flags,
 
 def interrupt(signum, script, *flags):
     """Run a script until it predicts, send it a signal; -> exit code, its stderr."""
-    command = [sys.executable, "-c", SLOWLY, ROOT / script, "--device", "cpu", *flags]
+    command = [sys.executable, "-c", SLOWLY, ROOT / script, "--device", "cpu", *words_of(flags)]
     process = subprocess.Popen(
         list(map(str, command)),
         cwd=ROOT,
@@ -244,7 +244,7 @@ def interrupt(signum, script, *flags):
 
 @pytest.mark.slow
 def test_sigterm_saves_a_training_that_resume_finishes(folder_run, tmp_path, stage_flags, step):
-    run, flags = tmp_path / "run", (*stage_flags["teacher"], "--epochs", "12")
+    run, flags = tmp_path / "run", (*stage_flags["teacher"], "--epochs 12")
     code, error = interrupt(signal.SIGTERM, "main.py", "--run-dir", run, *flags)
     assert code == 143, error
     assert error.count("\n") == 1 and "SIGTERM" in error
@@ -312,7 +312,7 @@ def test_overwrite_starts_anew(run_copy, step, stage_flags, finished):
         (teacher / "result.json").unlink()
         (teacher / "resume.pt").write_bytes(b"of the old run")
     old = {path.name for path in teacher.glob("events.out.tfevents.*")}
-    flags = (*stage_flags["teacher"], "--epochs", "1", "--seed", "1")
+    flags = (*stage_flags["teacher"], "--epochs 1 --seed 1")
     assert step("teacher", run_copy, *flags, "--overwrite") == 0
     assert len(metrics_of(teacher)) == 1
     assert result_of(teacher)["seed"] == 1
@@ -337,25 +337,25 @@ def test_an_overwrite_cut_short_leaves_nothing_that_looks_finished(
 @pytest.mark.parametrize(
     ("stage", "flags"),
     [
-        ("teacher", ("--epochs", "3")),
-        ("teacher", ("--learning-rate", "0.5")),
-        ("teacher", ("--batch-size", "5")),
-        ("teacher", ("--seed", "1")),
-        ("teacher", ("--labels-per-class", "4")),
-        ("samples", ("--k", "6")),
-        ("samples", ("--p", "1")),
-        ("samples", ("--strategy", "random")),
+        ("teacher", ("--epochs 3",)),
+        ("teacher", ("--learning-rate 0.5",)),
+        ("teacher", ("--batch-size 5",)),
+        ("teacher", ("--seed 1",)),
+        ("teacher", ("--labels-per-class 4",)),
+        ("samples", ("--k 6",)),
+        ("samples", ("--p 1",)),
+        ("samples", ("--strategy random",)),
         ("samples", ("--keep-duplicates",)),
-        ("samples", ("--min-score", "0.5")),
-        ("student", ("--epochs", "3")),
-        ("student", ("--model", "resnet14")),
-        ("finetuned", ("--augment", "none")),
+        ("samples", ("--min-score 0.5",)),
+        ("student", ("--epochs 3",)),
+        ("student", ("--model resnet14",)),
+        ("finetuned", ("--augment none",)),
     ],
 )
 def test_resume_with_a_changed_flag_is_refused(run_copy, refused, stage_flags, stage, flags):
     (run_copy / stage / "result.json").unlink()
     error = refused(stage, run_copy, *stage_flags[stage], *flags, "--resume")
-    setting = flags[0].removeprefix("--")
+    setting = flags[0].split()[0].removeprefix("--")
     assert setting in error or setting.replace("-", "_") in error
 
 
