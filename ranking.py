@@ -1,6 +1,7 @@
 """Step 2: which images of the pool train the student, and as what.  `select` is the whole rule.
 
-The teacher has given every image of the pool a softmax score for every class.  An image is a
+The teacher has given every image of the pool a softmax score for every class: its raw outputs, the
+logits, as numbers from 0 to 1 that sum to 1.  An image is a
 candidate for the P classes that it scores highest in.  Every class keeps its K best candidates.
 The student is pre-trained on the pairs (image, class) that are kept, with the class as the label.
 
@@ -80,7 +81,8 @@ def candidates(strategy, logits, top, position, seed=0, tags=None):
 
     logits: (B,C); top: score and label (B,P), from `top_classes`; position: (B,) int64, in the pool
     tags: (B,) int64, the class that an image's folder is named after, -1 for none
-    -> group, priority, position, label, score: (M,) each, for `TopK.add`
+    -> group, priority, position, label, score: (M,) each, for `TopK.add`, which keeps the
+    candidates of the highest priority in each group
 
     ranked           the paper: each image is a candidate for its P best classes, by its scores
     unbalanced       each image for its best class, by its score, all classes in one group, so that
@@ -104,7 +106,8 @@ def candidates(strategy, logits, top, position, seed=0, tags=None):
         return label, shuffled[tagged], position, label, score
     label, score = label[:, 0], score[:, 0]
     group = label if strategy == "random-in-class" else torch.zeros_like(label)
-    return group, score if strategy == "unbalanced" else shuffled, position, label, score
+    priority = score if strategy == "unbalanced" else shuffled
+    return group, priority, position, label, score
 
 
 def random_priority(position, seed):

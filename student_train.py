@@ -108,7 +108,7 @@ def read_examples(samples, data_dir, labelled, parts):
 def print_summary(args, job, samples, result):
     trained_on = (
         f"{len(job.labels):,} rows of {samples.result['unique_images']:,} pool images, no true "
-        f"label, {job.recipe.epochs} epochs"
+        f"label, {tables.length(job.recipe)}"
     )
     rows = tables.training_summary(result, trained_on, len(job.val.labels), job.stage.folder)
     rows.append(("next", flags.next_command("main.py", args) + " --student-network True"))

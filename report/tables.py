@@ -15,6 +15,12 @@ def print_table(title, rows):
         print(f"  {name:<{width}}  {value}")
 
 
+def length(recipe):
+    """How long a training is: text."""
+    passes = f" of {recipe.passes} passes" if recipe.passes > 1 else ""
+    return f"{recipe.epochs} epochs{passes}"
+
+
 def training_summary(result, trained_on, val_images, folder):
     """The rows for step 1, 3 or 4.
 
