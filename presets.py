@@ -34,6 +34,7 @@ class Training:
     )
     mixup: float = _setting(0.0, "MixUp's alpha; 0 for off")
     cutmix: float = _setting(0.0, "CutMix's alpha; 0 for off")
+    mixed: float = _setting(1.0, "share of the batches that MixUp or CutMix changes, 0 to 1")
 
 
 @dataclass(frozen=True)

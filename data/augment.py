@@ -36,11 +36,12 @@ class Augment:
              trivialaugment (Mueller & Hutter 2021): crop-flip, then torchvision's policy
     mixup, cutmix   the alpha of their Beta distribution, 0 for off (Zhang et al. 2017; Yun et al.
              2019); with both on, each batch gets one of them at random
+    mixed    share of the batches that get one
     Targets are the labels (B,), or class probabilities (B,C) with mixup or cutmix.  Random numbers
     come from torch's global generators.  Raises ValueError for an unknown policy.
     """
 
-    def __init__(self, normalise, policy, num_classes, mixup=0.0, cutmix=0.0):
+    def __init__(self, normalise, policy, num_classes, mixup=0.0, cutmix=0.0, mixed=1.0):
         if policy not in POLICIES:
             raise ValueError(f"unknown augmentation {policy!r}; choose from {', '.join(POLICIES)}")
         self.normalise, self.policy = normalise, policy
@@ -50,7 +51,7 @@ class Augment:
         }.get(policy)
         mixes = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
-        self.mix = v2.RandomChoice(mixes) if mixes else None
+        self.mix, self.mixed = v2.RandomChoice(mixes) if mixes else None, mixed
 
     def __call__(self, images, labels):
         if self.policy != "none":
@@ -59,7 +60,9 @@ class Augment:
             groups = images.permute(0, 3, 1, 2).split(_POLICY_GROUP)
             images = torch.cat([self.operation(group) for group in groups]).permute(0, 2, 3, 1)
         images = self.normalise(images)
-        return self.mix(images, labels) if self.mix else (images, labels)
+        # No number is drawn where every batch is mixed.
+        mix = self.mix and (self.mixed == 1 or torch.rand(()).item() < self.mixed)
+        return self.mix(images, labels) if mix else (images, labels)
 
 
 def shift_and_flip(images, most, flip=True):

@@ -95,6 +95,7 @@ _TYPES = {
     "ema_decay": number(float, 0, 1),
     "mixup": number(float, 0),
     "cutmix": number(float, 0),
+    "mixed": number(float, 0, 1),
 }
 _CHOICES = {"schedule": SCHEDULES, "augment": POLICIES}
 

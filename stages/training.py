@@ -61,7 +61,8 @@ def run(job, open_board):
         state.load_state_dict(saved["fit"])
     normalise = Normalise(*job.config["normalisation"].values(), device)
     recipe = job.recipe
-    augment = Augment(normalise, recipe.augment, len(job.classes), recipe.mixup, recipe.cutmix)
+    mixing = recipe.mixup, recipe.cutmix, recipe.mixed
+    augment = Augment(normalise, recipe.augment, len(job.classes), *mixing)
 
     with running(job.stage, job.config, open_board, state.epoch) as log:
         images = job.images.to(device)

@@ -203,3 +203,12 @@ def test_mixed_targets_say_how_much_of_each_image_is_there():
 def test_an_unknown_policy_lists_the_choices():
     with pytest.raises(ValueError, match="unknown augmentation 'flop'; choose from none, crop"):
         Augment(Normalise(MEAN, STD), "flop", 5)
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.5, 1.0])
+def test_the_share_of_mixed_batches_is_the_one_asked_for(mixed):
+    torch.manual_seed(0)
+    images, labels = torch.zeros(4, 8, 8, 3, dtype=torch.uint8), torch.arange(4)
+    augment = Augment(Normalise([0.5] * 3, [0.25] * 3), "none", 4, cutmix=1.0, mixed=mixed)
+    seen = [augment(images, labels)[1].ndim == 2 for _ in range(200)]  # class probabilities
+    assert abs(sum(seen) / 200 - mixed) < 0.12
