@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import torch
-from runlog import versions
 
 from benchmarks.timing import machine
 from presets import CIFAR100
+from stages.config import versions
 
 PROGRAM = Path(__file__).with_name("throughput.py")
 SECONDS = 560  # in all

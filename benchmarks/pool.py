@@ -30,19 +30,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
 
-import checkpoint
-import cli
 import cv2
 import numpy as np
-import scoring
 import torch
-from runlog import versions
-from scoring import Selector
 from sklearn.datasets import load_sample_images
 
 import engine
-from data import JoinedPools, Normalise, open_pools
+from data import Normalise, open_pool
 from models import MODELS, build_model
+from ranking import Selector
+from stages import checkpoint, flags, scoring
+from stages.config import versions
+from stages.device import set_up_device, settle_compute
+from stages.lifetime import OpenStage
 
 P, K, CLASSES = 10, 1000, 100
 MEAN, STD = [0.5] * 3, [0.25] * 3
@@ -53,10 +53,10 @@ def parse(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=MODELS, default="resnet18", metavar="NAME")
-    parser.add_argument("--input-size", type=cli.number(int, 8), default=64, metavar="N")
-    parser.add_argument("--images", type=cli.number(int, 1), default=4096, metavar="N")
-    parser.add_argument("--batch-size", type=cli.number(int, 1), default=512, metavar="N")
-    parser.add_argument("--repeats", type=cli.number(int, 1), default=5, metavar="N")
+    parser.add_argument("--input-size", type=flags.number(int, 8), default=64, metavar="N")
+    parser.add_argument("--images", type=flags.number(int, 1), default=4096, metavar="N")
+    parser.add_argument("--batch-size", type=flags.number(int, 1), default=512, metavar="N")
+    parser.add_argument("--repeats", type=flags.number(int, 1), default=5, metavar="N")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser.parse_args(argv)
@@ -93,12 +93,16 @@ class Bench:
         teacher = checkpoint.Checkpoint(
             network, args.model, classes, MEAN, STD, args.input_size, {}, None
         )
-        self.pool = JoinedPools(open_pools([self.photos], self.data_dir, args.input_size))
+        self.pool = open_pool([self.photos], self.data_dir, args.input_size)
         config = {"strategy": "ranked", "p": P, "k": K, "seed": 0, "min_score": 0.0}
         config |= {"batch_size": args.batch_size, "save_scores": True}
         stage = folder / "samples"
         stage.mkdir()
-        self.job = scoring.Job(stage, config, teacher, self.pool)
+        auto = {"precision": "auto", "threads": None}
+        self.compute = settle_compute(
+            self.device, auto, None, network, args.input_size, args.batch_size
+        )
+        self.job = scoring.ScoringJob(OpenStage(stage), config, self.compute, teacher, self.pool)
         self.ranking_seconds = 0.0
 
     def wait(self):
@@ -110,7 +114,9 @@ class Bench:
         size, network = self.args.batch_size, self.job.teacher.model
         batch = Normalise(MEAN, STD)(self.pool.images[slice(0, size)]).to(self.device)
         starts = range(0, len(self.pool), size)
-        for _ in engine.predict(network, Same(batch, len(starts)), lambda x: x, 1):
+        for _ in engine.predict(
+            network, Same(batch, len(starts)), lambda x: x, 1, precision=self.compute.precision
+        ):
             pass
 
     def ours(self):
@@ -121,14 +127,14 @@ class Bench:
             network.register_forward_hook(lambda *_: inside.append(time.perf_counter())),
         ]
         began = time.perf_counter()
-        scoring.run(self.job, self.device, resume=False)
+        scoring.run(self.job)
         spent = time.perf_counter() - began
         for hook in hooks:
             hook.remove()
         return spent - sum(inside)
 
     def ranked(self):
-        """Seconds that `scoring.Selector.add` takes for the whole pool, the network left out."""
+        """Seconds that `Selector.add` takes for the whole pool, the network left out."""
         selector = Selector(CLASSES, "ranked", P, K, device=self.device)
         seconds = 0.0
         for start in range(0, len(self.pool), self.args.batch_size):
@@ -192,9 +198,10 @@ def timed(bench, way):
 FIRST_BATCH = """
 import json, os, sys, time
 began = time.perf_counter()
-import make_sample_data, scoring
+import make_sample_data
+from stages import scoring
 imported = time.perf_counter()
-def first(*arguments):
+def first(*arguments, **options):
     done = time.perf_counter()
     print(json.dumps({"imports": imported - began, "to_first_batch": done - imported}), flush=True)
     os._exit(0)
@@ -241,7 +248,7 @@ def write_noise(folder, count, side, random):
 
 def main(argv=None):
     args = parse(argv)
-    cli.keep_freed_memory()  # as the programs do; the predecessor's way gains from it too
+    set_up_device(args.device)  # as the programs do; its memory settings help the predecessor too
     with tempfile.TemporaryDirectory() as folder:
         result = measure(args, Path(folder))
     if args.json:
@@ -272,7 +279,7 @@ def measure(args, folder):
         "batch_size": args.batch_size,
         "images": counted,
         "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu",
-        "precision": str(engine.autocast_dtype(bench.device) or torch.float32),
+        "precision": str(bench.compute.precision),
         "threads": torch.get_num_threads(),
         "p": P,
         "k": K,

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import timing, ways
+from benchmarks import baselines, timing
 
 _STEPS = 3
 
@@ -21,12 +21,12 @@ def memory(job, task):
     alone, libraries and images included, and on Linux what its workers hold for themselves.
     """
     peak = _cuda_peak if job.device.type == "cuda" else _cpu_peak
-    return {name: peak(job, task, name) for name in ways.WAYS}
+    return {name: peak(job, task, name) for name in baselines.WAYS}
 
 
 def _walk(job, task, name):
     """A few steps -> the most bytes that its workers held for themselves after one."""
-    way, most = ways.TASKS[task][ways.WAYS.index(name)](job), 0
+    way, most = baselines.TASKS[task][baselines.WAYS.index(name)](job), 0
     for _ in range(_STEPS):
         next(way)
         most = max(most, sum(_private(child.pid) for child in multiprocessing.active_children()))
@@ -72,7 +72,7 @@ def idle_percent(job, task, seconds):
     Busy seconds an image come from a profile, seconds an image from a run without one: a profiler
     slows the CPU's part, not the kernels.
     """
-    way = ways.TASKS[task][ways.WAYS.index("ours")](job)
+    way = baselines.TASKS[task][baselines.WAYS.index("ours")](job)
     rate = timing.rates({"ours": way}, job.device, 3, seconds)["ours"]
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         images = next(way)

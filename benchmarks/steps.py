@@ -25,13 +25,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
 
-import cli
 import cv2
 import numpy as np
-from runlog import versions
 
 from benchmarks.decode import write_shards
 from models import MODELS
+from stages import flags
+from stages.config import versions
 
 SHORT = ["--epochs", 1, "--passes", 2]  # the demo's trainings, cut short: only their start matters
 STEPS = {
@@ -44,7 +44,7 @@ PROGRAM = """
 import importlib, json, resource, sys, time
 spawned, name, flags = json.loads(sys.argv[1])
 program = importlib.import_module(name)
-import engine, scoring
+import engine, ranking
 imported, first = time.time(), []
 def noted(function):
     def call(*args, **kwargs):
@@ -52,7 +52,8 @@ def noted(function):
         first.append(time.time())
         return result
     return call
-engine._step, scoring.Selector.add = noted(engine._step), noted(scoring.Selector.add)
+engine.learning_rate = noted(engine.learning_rate)  # asked for at the start of a step
+ranking.Selector.add = noted(ranking.Selector.add)
 program.main(flags)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # KB; bytes on a Mac
 print(json.dumps({"imports": imported - spawned, "first": first[0] - spawned, "peak": peak}))
@@ -64,8 +65,8 @@ def parse(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--pool", type=cli.number(int, 0), default=150_000, metavar="N", help="default 150,000")
-    add("--side", type=cli.number(int, 8), default=64, metavar="N", help="pixels (default 64)")
+    add("--pool", type=flags.number(int, 0), default=150_000, metavar="N", help="default 150,000")
+    add("--side", type=flags.number(int, 8), default=64, metavar="N", help="pixels (default 64)")
     add("--model", choices=MODELS, default="resnet8", metavar="NAME", help="default resnet8")
     add("--json", type=Path, metavar="FILE")
     return parser.parse_args(argv)

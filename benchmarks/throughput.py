@@ -6,12 +6,14 @@
     python benchmarks/throughput.py --gpu-table --json table.json   # all of it, in ten minutes
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python ...     # as an older laptop
 
-The four ways are described in benchmarks/ways.py.  They take turns, and a rate is the median of a
-way's turns, so that a busy neighbour slows them alike.  Images are noise: nothing is downloaded.
+The four ways are described in benchmarks/baselines.py.  Beside them the bare step runs in float32
+and in bfloat16, so that a wrong choice of precision is seen.  They take turns, and a rate is the
+median of a way's turns, so that a busy neighbour slows them alike.  Images are noise: nothing is
+downloaded.
 
 Writes   with --json FILE: {model, input_size, batch_size, device, train, infer}, the last two
-         {bare, ours, dataloader, predecessor} in images/s, null for a way that failed (exit code
-         1); a list of such objects for several models
+         {bare, ours, dataloader, predecessor, float32, bfloat16} in images/s, null for a way that
+         failed (exit code 1); a list of such objects for several models
 """
 
 import argparse
@@ -22,29 +24,41 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
 
-import cli
 import torch
 
-from benchmarks import gpu_table, resources, switches, timing, ways
+from benchmarks import ablations, baselines, gpu_table, resources, timing
 from models import MODELS
+from stages import flags
+from stages.device import set_up_device
 
 
 def rates(job, args):
     """{way: images/s} of both tasks, and the rows of the printed table."""
     result, lines = {}, []
-    prefetched = {name: 2 * ways.workers(name) for name in ways.WAYS}  # DataLoader's default
-    for task, makers in ways.TASKS.items():
-        lanes = {name: make(job) for name, make in zip(ways.WAYS, makers, strict=True)}
+    prefetched = {
+        name: 2 * baselines.workers(name) for name in baselines.WAYS
+    }  # DataLoader's default
+    for task, makers in baselines.TASKS.items():
+        lanes = {name: make(job) for name, make in zip(baselines.WAYS, makers, strict=True)}
+        bare = makers[0]
+        lanes |= {"float32": bare(job, precision=None)}
+        lanes |= {"bfloat16": bare(job, precision=torch.bfloat16)}
         found = timing.rates(lanes, job.device, args.repeats, args.seconds, prefetched)
         result[task] = found
         _free(lanes)
         lines.append(
-            f"  {task}" + "".join(f"{_text(found[name], '.1f'):>12}" for name in ways.WAYS)
+            f"  {task}" + "".join(f"{_text(found[name], '.1f'):>12}" for name in baselines.WAYS)
         )
-        ratios = (_ratio(found["ours"], found[name]) for name in ways.WAYS if name != "ours")
+        ratios = (_ratio(found["ours"], found[name]) for name in baselines.WAYS if name != "ours")
         lines[-1] += "".join(f"{_text(ratio, '.2f'):>18}" for ratio in ratios)
-    head = " " * 7 + "".join(f"{name:>12}" for name in ways.WAYS)
-    head += "".join(f"{'ours/' + name:>18}" for name in ways.WAYS if name != "ours")
+        better = max(found["float32"] or 0, found["bfloat16"] or 0)
+        lines.append(
+            f"    bare in float32 {_text(found['float32'], '.1f')}, in bfloat16 "
+            f"{_text(found['bfloat16'], '.1f')}; the choice / the better one "
+            f"{_text(_ratio(found['bare'], better), '.2f')}"
+        )
+    head = " " * 7 + "".join(f"{name:>12}" for name in baselines.WAYS)
+    head += "".join(f"{'ours/' + name:>18}" for name in baselines.WAYS if name != "ours")
     return result, [head, *lines]
 
 
@@ -67,13 +81,15 @@ def _free(lanes):
 
 
 def switch_rows(job, args):
-    result = {task: switches.measure(job, task, args.repeats, args.seconds) for task in ways.TASKS}
-    lines = [line for task in result for line in (f"  {task}", switches.table(result[task]))]
+    result = {
+        task: ablations.measure(job, task, args.repeats, args.seconds) for task in baselines.TASKS
+    }
+    lines = [line for task in result for line in (f"  {task}", ablations.table(result[task]))]
     return result, lines
 
 
 def resource_rows(job, args):
-    result = {task: {"peak_mb": resources.memory(job, task)} for task in ways.TASKS}
+    result = {task: {"peak_mb": resources.memory(job, task)} for task in baselines.TASKS}
     for task, found in result.items():
         if job.device.type == "cuda":
             found["idle_percent"] = resources.idle_percent(job, task, args.seconds)
@@ -86,11 +102,16 @@ def arguments(argv):
     )
     add = parse.add_argument
     add("--model", nargs="+", choices=MODELS, default=["resnet20"], metavar="NAME")
-    add("--input-size", type=cli.number(int, 8, 1024), default=32, metavar="N", help="default 32")
-    add("--batch-size", type=cli.number(int, 2), default=128, metavar="N", help="default 128")
+    add("--input-size", type=flags.number(int, 8, 1024), default=32, metavar="N", help="default 32")
+    add("--batch-size", type=flags.number(int, 2), default=128, metavar="N", help="default 128")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    add("--repeats", type=cli.number(int, 1), default=5, help="turns of each way (default 5)")
-    add("--seconds", type=cli.number(float, 0, above=True), default=2, help="of a turn (default 2)")
+    add("--repeats", type=flags.number(int, 1), default=5, help="turns of each way (default 5)")
+    add(
+        "--seconds",
+        type=flags.number(float, 0, exclusive=True),
+        default=2,
+        help="of a turn (default 2)",
+    )
     add("--json", type=Path, metavar="FILE", help="also write the rates there")
     add("--quick", action="store_true", help="one turn of a step: does it run at all?")
     what = parse.add_mutually_exclusive_group()
@@ -102,7 +123,6 @@ def arguments(argv):
         parse.error("--gpu-table fills a file; add --json FILE")
     if args.quick:
         args.repeats, args.seconds = 1, 0.01
-    args.deterministic = False  # for cli.pick_device
     return args
 
 
@@ -110,12 +130,12 @@ def main(argv=None):
     args = arguments(argv)
     if args.gpu_table:
         return min(1, gpu_table.fill(args.json))
-    device = cli.pick_device(args)
+    device = set_up_device(args.device)
     measure = switch_rows if args.switches else resource_rows if args.resources else rates
     print(timing.machine(device))
     objects = []
     for name in args.model:
-        job = ways.Job(name, args.input_size, args.batch_size, device)
+        job = baselines.Job(name, args.input_size, args.batch_size, device)
         precision = str(job.precision or torch.float32).removeprefix("torch.")
         print(f"{name}, {job.input_size} px, batch {job.batch_size}, {device}, {precision}")
         result, lines = measure(job, args)
@@ -132,9 +152,9 @@ def _failed(found):
     """Whether a rate is missing anywhere in the result."""
     return any(
         rate is None
-        for task in ways.TASKS
+        for task in baselines.TASKS
         for name, rate in found[task].items()
-        if name in ways.WAYS
+        if name in baselines.WAYS
     )
 
 

@@ -10,23 +10,23 @@ import pytest
 import torch
 
 import engine
-from benchmarks import gpu_table, pool, resources, steps, throughput, timing, ways
+from benchmarks import baselines, gpu_table, pool, resources, steps, throughput, timing
 from data import Normalise
 from presets import Training
 
-JOB = ways.Job("resnet8", 16, 4, torch.device("cpu"))
+JOB = baselines.Job("resnet8", 16, 4, torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch):
-    monkeypatch.setattr(ways, "_BYTES", 0)
+    monkeypatch.setattr(baselines, "_BYTES", 0)
 
 
 @pytest.fixture
 def seen(monkeypatch):
     """The network that a way builds, and what goes into and out of its first convolution."""
     found = {}
-    build = ways.network
+    build = baselines.network
 
     def look(module, inputs, output):
         found["formats"] = [
@@ -39,14 +39,14 @@ def seen(monkeypatch):
         found["model"].conv1.register_forward_hook(look)
         return found["model"]
 
-    monkeypatch.setattr(ways, "network", network)
+    monkeypatch.setattr(baselines, "network", network)
     return found
 
 
-@pytest.mark.parametrize("name", ways.WAYS)
-@pytest.mark.parametrize("task", ways.TASKS)
+@pytest.mark.parametrize("name", baselines.WAYS)
+@pytest.mark.parametrize("task", baselines.TASKS)
 def test_each_way_has_its_precision_format_and_workers_and_only_training_trains(task, name, seen):
-    way = ways.TASKS[task][ways.WAYS.index(name)](JOB)
+    way = baselines.TASKS[task][baselines.WAYS.index(name)](JOB)
     with closing(way):  # its workers must not outlive a failure
         counted = next(way)
         assert counted > 0 and counted % JOB.batch_size == 0
@@ -63,12 +63,12 @@ def test_each_way_has_its_precision_format_and_workers_and_only_training_trains(
                 [True, True],
                 JOB.precision or torch.float32,
             )
-        assert len(multiprocessing.active_children()) == ways.workers(name)
+        assert len(multiprocessing.active_children()) == baselines.workers(name)
 
 
 def test_only_bare_sees_the_same_batch_again(seen):
     for name, again in (("bare", True), ("ours", False), ("predecessor", False)):
-        way = ways.TASKS["infer"][ways.WAYS.index(name)](JOB)
+        way = baselines.TASKS["infer"][baselines.WAYS.index(name)](JOB)
         next(way)
         first = seen["input"].clone()
         next(way)
@@ -76,21 +76,18 @@ def test_only_bare_sees_the_same_batch_again(seen):
         way.close()
 
 
-def test_the_bare_step_is_the_step_of_the_training_loop(monkeypatch):
-    monkeypatch.setattr(engine, "autocast_dtype", lambda device: None)  # to compare closely
-    images, labels = map(torch.from_numpy, ways.examples(JOB))
+def test_the_bare_step_is_the_step_of_the_training_loop():  # in float32, to compare closely
+    images, labels = map(torch.from_numpy, baselines.examples(JOB))
     images, labels = images[: JOB.batch_size], labels[: JOB.batch_size]
-    prepare = Normalise(ways.MEAN, ways.STD)
-    recipe = Training(**vars(ways._RECIPE) | {"batch_size": JOB.batch_size, "epochs": 3})
-    ours = ways.network(JOB)
-    rows = torch.arange(JOB.batch_size)
-    loop = engine.fit(ours, images, rows, labels, recipe, lambda batch, y: (prepare(batch), y))
-    next(loop)  # before the first step
-    next(loop)  # after an epoch, of one step
-    bare = ways.network(JOB).train()
-    update = ways.optimizer(bare)
-    ways.train_step(bare, update, prepare(images), labels, None)
-    start = ways.network(JOB).parameters()
+    prepare = Normalise(baselines.MEAN, baselines.STD)
+    recipe = Training(**vars(baselines._RECIPE) | {"batch_size": JOB.batch_size, "epochs": 3})
+    ours = baselines.network(JOB)
+    state = engine.TrainState(ours, recipe)
+    next(engine.fit(state, images, labels, lambda batch, y: (prepare(batch), y)))
+    bare = baselines.network(JOB).train()
+    update = baselines.optimizer(bare)
+    baselines.train_step(bare, update, prepare(images), labels, None)
+    start = baselines.network(JOB).parameters()
     for one, other, was in zip(ours.parameters(), bare.parameters(), start, strict=True):
         torch.testing.assert_close(one - was, other - was, rtol=1e-3, atol=1e-6)
 

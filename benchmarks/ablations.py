@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from benchmarks import timing, ways
+from benchmarks import baselines, timing
 
 
 def _threads(way, count):
@@ -30,7 +30,7 @@ def _timed_start(way, seconds, name):
 
 def _variants(job, task, first):
     """{name: (way, name of the way it is compared with)}; first: see `_timed_start`."""
-    bare = getattr(ways, f"{task}_bare")
+    bare = getattr(baselines, f"{task}_bare")
     other, dtype = ("bf16 off", None) if job.precision else ("bf16 on", torch.bfloat16)
     variants = {
         "default": bare(job),
@@ -46,8 +46,8 @@ def _variants(job, task, first):
             variants[f"threads {count}"] = _threads(bare(job), count)
     against = dict.fromkeys(variants, "default")
     if task == "train" and job.device.type == "cuda":
-        variants["loop"] = ways.train_ours(job)
-        variants["loop, images streamed"] = ways.train_ours(job, resident=False)
+        variants["loop"] = baselines.train_ours(job)
+        variants["loop, images streamed"] = baselines.train_ours(job, resident=False)
         against |= dict.fromkeys(("loop", "loop, images streamed"), "loop")
     return variants, against
 

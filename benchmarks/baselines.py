@@ -10,10 +10,9 @@ predecessor  the project that this one re-creates, after its description: float3
              transforms, two workers, loss and accuracy read back every step, in inference every
              score and label read back alone.  cuDNN's TF32 and autotuning are on, as for all
 
-A `next` is one optimizer step or one batch of inference and gives the number of its images; only
-`ours` in training goes on for a second or an epoch, until engine.fit yields.  On a CPU the
-project also tells malloc to keep what is freed (cli.keep_freed_memory); that holds for the process,
-so that the other ways gain from it too, and the ratios understate what it gives.
+A `next` is one optimizer step or one batch of inference and gives the number of its images.  On a
+CPU the project also tells malloc to keep what is freed (stages/device.py); that holds for the
+process, so that the other ways gain from it too, and the ratios understate what it gives.
 """
 
 import os
@@ -31,6 +30,7 @@ import engine
 from data import Augment, Images, Normalise
 from models import build_model
 from presets import Training
+from stages.device import faster_precision
 
 CLASSES = 100
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -50,7 +50,9 @@ class Job:
 
     @property
     def precision(self):
-        return engine.autocast_dtype(self.device)
+        """The faster one on the device, as the programs choose it; None for float32."""
+        name = faster_precision(self.device)
+        return None if name == "float32" else getattr(torch, name)
 
 
 def examples(job):
@@ -139,18 +141,19 @@ def train_ours(job, resident=True):
     images = Images.of(images).to(job.device) if resident else Images.of(images)
     recipe = Training(**vars(_RECIPE) | {"batch_size": job.batch_size})
     augment = Augment(Normalise(MEAN, STD, job.device), recipe.augment, CLASSES)
-    model, labels, done = network(job), torch.from_numpy(labels), 0
-    for progress in engine.fit(model, images, torch.arange(len(labels)), labels, recipe, augment):
-        if progress.images > done:  # it also yields before its first step
-            yield progress.images - done
-        done = progress.images
+    state = engine.TrainState(network(job), recipe, precision=job.precision or torch.float32)
+    for _ in engine.fit(state, images, torch.from_numpy(labels), augment):
+        yield job.batch_size
 
 
 def infer_ours(job):
     model, images = network(job), Images.of(examples(job)[0])  # streamed, as step 2 does
     prepare = Normalise(MEAN, STD, job.device)
     while True:
-        for _, logits in engine.predict(model, images, prepare, job.batch_size):
+        chunks = engine.predict(
+            model, images, prepare, job.batch_size, precision=job.precision or torch.float32
+        )
+        for _, logits in chunks:
             yield len(logits)
 
 
