@@ -32,52 +32,14 @@ import os
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
 os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
 
-from models.download import sha256_of_file
-
+# ruff: noqa: F401 - what the rest of the project takes from here
 from . import selection
 from .augment import POLICIES, Augment, Normalise
-from .decode import (
-    Unreadable,
-    checksums,
-    decode,
-    fit_square,
-    pixel_hash,
-    read_file,
-)
+from .decode import Unreadable, checksums, decode, fit_square, pixel_hash, read_file
 from .duplicates import LeakGuard
-from .files import list_folder
 from .images import Images
 from .labelled import LABELLED_SETS, LabelledImages, LabelledSet, load_labelled
 from .pool import Pool, open_pool
 from .sources import Source
 from .splits import Split, split
 from .whole_file import whole_file, write_json, write_text
-
-__all__ = [
-    "LABELLED_SETS",
-    "POLICIES",
-    "Augment",
-    "Images",
-    "LabelledImages",
-    "LabelledSet",
-    "LeakGuard",
-    "Normalise",
-    "Pool",
-    "Source",
-    "Split",
-    "Unreadable",
-    "checksums",
-    "decode",
-    "fit_square",
-    "list_folder",
-    "load_labelled",
-    "open_pool",
-    "pixel_hash",
-    "read_file",
-    "selection",
-    "sha256_of_file",
-    "split",
-    "whole_file",
-    "write_json",
-    "write_text",
-]

@@ -45,10 +45,8 @@ class Augment:
         if policy not in POLICIES:
             raise ValueError(f"unknown augmentation {policy!r}; choose from {', '.join(POLICIES)}")
         self.normalise, self.policy = normalise, policy
-        self.operation = {
-            "randaugment": v2.RandAugment(),
-            "trivialaugment": v2.TrivialAugmentWide(),
-        }.get(policy)
+        policies = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
+        self.operation = policies[policy]() if policy in policies else None
         mixes = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
         mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
         self.mix, self.mixed = v2.RandomChoice(mixes) if mixes else None, mixed

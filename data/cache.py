@@ -71,13 +71,17 @@ class Cache:
             _build(self, missing)
 
     def open(self):
-        """-> [Block]; missing ones are built first.  Raises OSError."""
+        """-> [Block], {position in the source: reason} of the unreadable; builds what is missing.
+
+        Raises OSError.
+        """
         self.build()
-        blocks = [_load(folder) for *_, folder in self.blocks]
-        for (*_, folder), block in zip(self.blocks, blocks, strict=True):
+        blocks, unreadable = [_load(folder) for *_, folder in self.blocks], {}
+        for (start, _, folder), block in zip(self.blocks, blocks, strict=True):
             if block is None:
                 raise OSError(f"the cache {folder} cannot be read back; delete it and try again")
-        return blocks
+            unreadable |= {start + i: reason for i, reason in block.unreadable.items()}
+        return blocks, unreadable
 
 
 def _load(folder):
@@ -185,13 +189,5 @@ class _NewBlock:
 
 
 def _create_npy(path, shape):
-    """Make an .npy file of zeros, uint8, that takes no disk space yet.
-
-    -> the byte at which its first image begins
-    """
-    header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
-    with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        offset = file.tell()
-        file.truncate(offset + int(np.prod(shape)))
-    return offset
+    """Make a file of zeros, uint8, that takes no space yet; -> the byte where the first begins."""
+    return np.lib.format.open_memmap(path, "w+", np.uint8, shape).offset

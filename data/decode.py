@@ -138,7 +138,9 @@ def fit_square(image, size):
         return image
     side = min(height, width)
     factor = max(1, side // size)
-    square = _middle(image, side // factor * factor)
+    whole = side // factor * factor  # pixels, a multiple of the factor
+    top, left = (height - whole) // 2, (width - whole) // 2
+    square = image[top : top + whole, left : left + whole]
     if factor > 1:
         side //= factor
         square = cv2.resize(square, (side, side), interpolation=cv2.INTER_AREA)
@@ -146,12 +148,6 @@ def fit_square(image, size):
         return square
     method = cv2.INTER_LINEAR if side > size else cv2.INTER_CUBIC
     return cv2.resize(square, (size, size), interpolation=method)
-
-
-def _middle(image, side):
-    height, width = image.shape[:2]
-    top, left = (height - side) // 2, (width - side) // 2
-    return image[top : top + side, left : left + side]
 
 
 def pixel_hash(image):

@@ -130,27 +130,21 @@ class _Index:
     """The labelled images, prepared for the search of similar ones."""
 
     def __init__(self, images):
-        self.images = images
-        thumbnails, contrast = [], []
-        for start in range(0, len(images), CHUNK):
-            unit, spread = _thumbnails(_resize(images[start : start + CHUNK].numpy(), 8))
-            thumbnails.append(unit)
-            contrast.append(spread)
         from sklearn.neighbors import NearestNeighbors  # here: a second to import
 
+        self.images = images
+        chunks = (images[first : first + CHUNK] for first in range(0, len(images), CHUNK))
+        found = [_thumbnails(_resize(chunk.numpy(), 8)) for chunk in chunks]
+        thumbnails, contrast = zip(*found, strict=True)
         self.thumbnails = np.concatenate(thumbnails)
         self.flat = np.flatnonzero(np.concatenate(contrast) < FLAT)
         self.neighbours = NearestNeighbors(algorithm="brute").fit(self.thumbnails)
         if len(self.flat):
             flat = _resize(self._pixels(self.flat), 8).reshape(len(self.flat), -1)
             self.colours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(flat)
-        self.threshold = self._choose_threshold()
-
-    def _choose_threshold(self):
-        """NEAR, or STRICT where the labelled images themselves are all alike."""
-        some = np.sort(np.random.RandomState(0).permutation(len(self.images))[:1000])
+        some = np.sort(np.random.RandomState(0).permutation(len(images))[:1000])
         alike = self.nearest(self._pixels(some), own=some)[0] >= NEAR
-        return STRICT if alike.mean() > SELF_SIMILAR else NEAR
+        self.threshold = STRICT if alike.mean() > SELF_SIMILAR else NEAR
 
     def _pixels(self, index):
         return self.images[torch.from_numpy(index)].numpy()

@@ -38,10 +38,8 @@ def list_folder(root, folders=None):
 
 def _walk(root, folders):
     """Yields (relative path, os.DirEntry) of what has an image suffix, in bytewise order."""
-    if folders is None:
-        levels = [_look_into(root, b"")]
-    else:
-        levels = [iter([(top, None) for top in sorted(os.fsencode(f) + b"/" for f in folders)])]
+    tops = [b""] if folders is None else sorted(os.fsencode(f) + b"/" for f in folders)
+    levels = [iter([(top, None) for top in tops])]
     while levels:  # no recursion: folders may be nested deeper than Python's stack allows
         for name, entry in levels[-1]:
             if entry is None:
@@ -53,8 +51,7 @@ def _walk(root, folders):
 
 
 def _look_into(folder, prefix):
-    """(path, os.DirEntry) of the image files and (path with a slash, None) of the folders in one
-    folder, sorted by path."""
+    """The image files (path, os.DirEntry) and folders (path/, None) in a folder, sorted by path."""
     found = []
     try:
         with os.scandir(folder) as entries:
@@ -67,9 +64,8 @@ def _look_into(folder, prefix):
                 elif has_image_suffix(name):
                     found.append((prefix + name, entry))
     except OSError as error:
-        raise ValueError(
-            f"cannot list the folder {os.fsdecode(folder)!r}: {error.strerror}"
-        ) from None
+        shown = os.fsdecode(folder)
+        raise ValueError(f"cannot list the folder {shown!r}: {error.strerror}") from None
     return iter(sorted(found, key=lambda pair: pair[0]))
 
 
@@ -98,9 +94,7 @@ def class_folders(folder):
     for name in names:
         if not _is_utf8(os.fsencode(name)):
             shown = os.fsencode(name).decode("utf-8", "backslashreplace")
-            raise ValueError(
-                f"class folder '{shown}' in {str(folder)!r}: the name is not UTF-8; rename it"
-            )
+            raise ValueError(f"class folder '{shown}' in {str(folder)!r}: not UTF-8; rename it")
     return names
 
 
@@ -133,9 +127,9 @@ def list_tars(shards):
                 if hidden or member.isdir() or not has_image_suffix(inside):
                     continue
                 reason = _member_fault(member, inside, seen)
-                place = member.offset_data, member.size
-                places.extend((number, *place))
-                yield prefix + b"/" + inside, member.size, (*facts, *place), reason
+                where = member.offset_data, member.size
+                places.extend((number, *where))
+                yield prefix + b"/" + inside, member.size, (*facts, *where), reason
 
     def place(position, _):
         number, offset, length = places[3 * position : 3 * position + 3]
@@ -146,12 +140,7 @@ def list_tars(shards):
 
 def _members(path):
     """The TarInfo of each member, and None at the end of an archive that is cut off or damaged."""
-    refused = (
-        tarfile.TarError,
-        ValueError,
-        OverflowError,
-        MemoryError,
-    )  # a damaged header raises any
+    refused = tarfile.TarError, ValueError, OverflowError, MemoryError  # a damaged header raises any
     try:
         # "r:" refuses compression: the workers read members at their offsets.
         archive = tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
@@ -190,8 +179,4 @@ def _member_fault(member, name, seen):
 
 
 def _is_utf8(name):
-    try:
-        name.decode("utf-8")
-    except UnicodeDecodeError:
-        return False
-    return True
+    return name == name.decode("utf-8", "ignore").encode()

@@ -27,9 +27,7 @@ class Images:
     def of(cls, *arrays):
         """The images of NumPy arrays uint8 (n,S,S,3), one array after the other."""
         arrays = [_silenced(array) for array in arrays]
-        maps = [
-            a.base for a in arrays if isinstance(a, np.memmap) and isinstance(a.base, mmap.mmap)
-        ]
+        maps = [array.base for array in arrays if isinstance(array.base, mmap.mmap)]
         return cls([torch.from_numpy(array) for array in arrays], maps=maps)
 
     @classmethod
@@ -39,11 +37,10 @@ class Images:
         maps = [one for images in several for one in images.maps]
         if all(images.chosen is None for images in several):
             return cls(tensors, maps=maps)
-        counts = [int(images._starts[-1]) for images in several]
-        starts = accumulate(counts[:-1], initial=0)
+        starts = accumulate((int(images._starts[-1]) for images in several), initial=0)
         chosen = [
-            start + (torch.arange(count) if images.chosen is None else images.chosen)
-            for start, count, images in zip(starts, counts, several, strict=True)
+            start + (torch.arange(len(images)) if images.chosen is None else images.chosen)
+            for start, images in zip(starts, several, strict=False)
         ]
         return cls(tensors, torch.cat(chosen), maps)
 

@@ -117,8 +117,7 @@ def _load_archive(name, archive, data_dir, size):
         key = {"subset": subset, "files": digest}
         cache = Cache(data_dir / "cache", f"{name}-{subset}", source, key, size, hashes=True)
         subsets.append(_from_cache(cache, labels, np.arange(len(labels)).astype(str)))
-    inputs = {"kind": "torchvision", "path": str(folder), "digest": digest}
-    return _labelled_set(name, train.classes, *subsets, inputs)
+    return _labelled_set(name, train.classes, subsets, "torchvision", folder, digest)
 
 
 def _load_folders(name, root, data_dir, size, expected=None):
@@ -133,16 +132,13 @@ def _load_folders(name, root, data_dir, size, expected=None):
         names = np.array(list(listing.names), str)
         labels = np.array([position[name.split("/")[0]] for name in names], np.int64)
         if empty := set(present) - {classes[label] for label in labels}:
-            raise ValueError(
-                f"the class folder {str(folder / min(empty))!r} holds no images; "
-                "fill it or remove it"
-            )
+            shown = str(folder / min(empty))
+            raise ValueError(f"the class folder {shown!r} holds no images; fill it or remove it")
         digest[subset] = listing.digest
         key = {"subset": subset, "path": str(folder.resolve())}
         cache = Cache(data_dir / "cache", f"{name}-{subset}", listing, key, size, hashes=True)
         subsets.append(_from_cache(cache, labels, names))
-    inputs = {"kind": "folder", "path": str(root), "digest": digest}
-    return _labelled_set(name, classes, *subsets, inputs)
+    return _labelled_set(name, classes, subsets, "folder", root, digest)
 
 
 def _checked_classes(name, root, expected):
@@ -180,12 +176,7 @@ def _from_cache(cache, labels, names):
 
     labels: int64 (N,), names: str (N,), both in the order of the cache's source
     """
-    blocks = cache.open()
-    unreadable = {
-        start + i: reason
-        for (start, *_), block in zip(cache.blocks, blocks, strict=True)
-        for i, reason in block.unreadable.items()
-    }
+    blocks, unreadable = cache.open()
     if unreadable:
         position, reason = next(iter(unreadable.items()))
         found = (
@@ -216,13 +207,14 @@ def canonical_order(labelled):
     return torch.from_numpy(order)
 
 
-def _labelled_set(name, classes, train, test, inputs):
-    """`inputs` gets a sha256 over labels and pixel hashes: the same for every copy of a set."""
-    digest = hashlib.sha256()
-    for subset in (train, test):
-        digest.update(subset.labels.numpy().tobytes())
-        digest.update(subset.pixel_hashes.tobytes())
-    return LabelledSet(name, tuple(classes), train, test, inputs | {"pixels": digest.hexdigest()})
+def _labelled_set(name, classes, subsets, kind, path, digest):
+    """subsets: LabelledImages for training and for the test;  kind, path, digest: of `inputs`"""
+    pixels = hashlib.sha256()
+    for subset in subsets:
+        pixels.update(subset.labels.numpy().tobytes())
+        pixels.update(subset.pixel_hashes.tobytes())
+    inputs = {"kind": kind, "path": str(path), "digest": digest, "pixels": pixels.hexdigest()}
+    return LabelledSet(name, tuple(classes), *subsets, inputs)
 
 
 def _load_digits(size):
@@ -234,15 +226,12 @@ def _load_digits(size):
     images = [np.ascontiguousarray(image) for image in np.repeat(grey[..., None], 3, axis=3)]
     hashes = np.array([list(pixel_hash(image)) for image in images], np.uint8)
     fitted = np.stack([fit_square(image, size) for image in images])
-    names = np.arange(len(labels)).astype(str)
-    labels = torch.from_numpy(labels.astype(np.int64))
-    whole = LabelledImages(Images.of(fitted), labels, names, hashes, checksums(fitted))
+    index, labels = np.arange(len(labels)), torch.from_numpy(labels.astype(np.int64))
+    sums = checksums(fitted)
+    whole = LabelledImages(Images.of(fitted), labels, index.astype(str), hashes, sums)
     # The same third, whatever --seed is: results of different seeds share one test set.
-    train, test = train_test_split(
-        np.arange(len(labels)), test_size=1 / 3, stratify=labels.numpy(), random_state=0
-    )
+    train, test = train_test_split(index, test_size=1 / 3, stratify=labels.numpy(), random_state=0)
     order = canonical_order(whole)
-    subsets = (whole.subset(order[np.isin(order, chosen)]) for chosen in (train, test))
-    inputs = {"kind": "digits", "path": "sklearn.datasets.load_digits"}
-    inputs["digest"] = hashlib.sha256(hashes).hexdigest()
-    return _labelled_set("digits", map(str, range(10)), *subsets, inputs)
+    subsets = [whole.subset(order[np.isin(order, chosen)]) for chosen in (train, test)]
+    path, digest = "sklearn.datasets.load_digits", hashlib.sha256(hashes).hexdigest()
+    return _labelled_set("digits", map(str, range(10)), subsets, "digits", path, digest)

@@ -1,4 +1,4 @@
-"""What a cache is built from: the entries of a pool or a labelled set, in blocks."""
+"""What a cache is built from: the entries of a source or of a labelled set, in blocks."""
 
 import hashlib
 from array import array

@@ -34,11 +34,9 @@ class Pool:
         self.sources = sources
         self.starts = list(accumulate(map(len, sources), initial=0))
         self.images = Images.joined(*(source.images for source in sources))
-        self.unreadable = {
-            start + i: reason
-            for start, source in zip(self.starts, sources, strict=False)
-            for i, reason in source.unreadable.items()
-        }
+        self.unreadable = {}
+        for start, source in zip(self.starts, sources, strict=False):
+            self.unreadable |= {start + i: reason for i, reason in source.unreadable.items()}
         self.guard, self.duplicates = None, {}
         self._skipped = self._unreadable = np.array(sorted(self.unreadable), np.int64)
 
@@ -156,9 +154,8 @@ class Pool:
 
     def check_tags(self, classes):
         """Raises ValueError when no folder is named after a class."""
-        if not any(
-            (self.tags(classes, first, last) >= 0).any() for first, last, _ in self._blocks()
-        ):
+        tags = (self.tags(classes, first, last) for first, last, _ in self._blocks())
+        if not any((some >= 0).any() for some in tags):
             raise ValueError(f"no folder of the pool is named after a class such as {classes[0]!r}")
 
     def checksums(self, positions):

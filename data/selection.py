@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from .listing import spans
 from .whole_file import whole_file
 
-CHUNK = 65_536  # entries in memory at a time
 HEADER = ["image", "label", "score", "rank"]
 
 
@@ -21,10 +21,8 @@ def write_selection(path, images, label, score, rank):
     images: str (M,);  label, rank: int (M,);  score: float32 (M,), written with the fewest digits
     that are read back as the same float32
     """
-    rows = (
-        [i, int(c), str(np.float32(s)), int(r)]
-        for i, c, s, r in zip(images, label, score, rank, strict=True)
-    )
+    columns = zip(images, label, score, rank, strict=True)
+    rows = ([i, int(c), str(np.float32(s)), int(r)] for i, c, s, r in columns)
     _write_csv(path, HEADER, rows)
 
 
@@ -39,17 +37,14 @@ def read_selection(path, num_classes):
         if next(rows, None) != HEADER:
             raise ValueError(f"{path} does not begin with the line {','.join(HEADER)}")
         for row in rows:
+            line = f"{path}, line {rows.line_num}"
             try:
                 image, label, score, rank = row
                 numbers.append((int(label), float(score), int(rank)))
             except ValueError:
-                raise ValueError(
-                    f"{path}, line {rows.line_num}: {row} is no selection row"
-                ) from None
+                raise ValueError(f"{line}: {row} is no selection row") from None
             if not 0 <= numbers[-1][0] < num_classes:
-                raise ValueError(
-                    f"{path}, line {rows.line_num}: label {label} is not below {num_classes}"
-                )
+                raise ValueError(f"{line}: the label is not from 0 to {num_classes - 1}: {label}")
             images.append(image)
     if not images:
         raise ValueError(f"{path} selects no images; lower --min-score in step 2")
@@ -96,7 +91,7 @@ class ScoreFile:
 
 
 def write_scores(path, names, scorable, files):
-    """Write scores.npz, a chunk at a time and without pickles: image (n,), score and label (n,P).
+    """Write scores.npz, a block at a time and without pickles: image (n,), score and label (n,P).
 
     names(first, last): str of each entry;  scorable(first, last): bool, which entries to write
     files: [ScoreFile], which hold the N entries one after the other
@@ -104,8 +99,7 @@ def write_scores(path, names, scorable, files):
     chunks, start = [], 0
     for file in files:
         entries = file.read()
-        for first in range(0, len(entries), CHUNK):
-            last = min(first + CHUNK, len(entries))
+        for first, last in spans(len(entries)):
             chunks.append((entries[first:last], start + first, start + last))
         start += len(entries)
     count = sum(int(scorable(first, last).sum()) for _, first, last in chunks)

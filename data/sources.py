@@ -65,14 +65,9 @@ class Source:
         """Fetch the images from the cache, which decodes those that are missing there."""
         if self.cache is None:
             return
-        blocks = self.cache.open()
+        blocks, self.unreadable = self.cache.open()
         self.images = Images.of(*(block.images for block in blocks))
         self.checksums = [block.checksums for block in blocks]
-        self.unreadable = {
-            start + i: reason
-            for (start, *_), block in zip(self.cache.blocks, blocks, strict=True)
-            for i, reason in block.unreadable.items()
-        }
 
 
 def open_sources(specs, data_dir, input_size, labelled=None, split=None):
@@ -125,12 +120,11 @@ def _cifar10(data_dir, size):
     return _of_labelled("cifar10", cifar.train, cifar.inputs)
 
 
-def _of_labelled(name, part, inputs, truth=None):
+def _of_labelled(name, subset, inputs, truth=None):
     """LabelledImages as a source."""
-    inputs = {**inputs, "kind": name, "entries": len(part)}
-    return Source(
-        name, Names(part.names), inputs, part.images, in_blocks(part.checksums), truth=truth
-    )
+    inputs = {**inputs, "kind": name, "entries": len(subset)}
+    sums = in_blocks(subset.checksums)
+    return Source(name, Names(subset.names), inputs, subset.images, sums, truth=truth)
 
 
 def _tiny_imagenet(data_dir, size):
@@ -142,12 +136,11 @@ def _tiny_imagenet(data_dir, size):
         partial = data_dir / f"tiny-imagenet-200.partial-{distributed.unique_name()}"
         try:
             with downloading("tiny-imagenet", f"looked in {str(folder)!r}; {WAY_OUT}"):
-                archive = data_dir / TINY_IMAGENET_URL.rpartition("/")[2]
-                if not check_integrity(archive, TINY_IMAGENET_MD5):
-                    require_answer(TINY_IMAGENET_URL)
-                download_and_extract_archive(
-                    TINY_IMAGENET_URL, data_dir, partial, archive.name, TINY_IMAGENET_MD5
-                )
+                url, md5 = TINY_IMAGENET_URL, TINY_IMAGENET_MD5
+                archive = data_dir / url.rpartition("/")[2]
+                if not check_integrity(archive, md5):
+                    require_answer(url)
+                download_and_extract_archive(url, data_dir, partial, archive.name, md5)
             os.rename(partial / "tiny-imagenet-200", folder)
         finally:
             remove(partial)
@@ -170,10 +163,10 @@ def _stl10(data_dir, size):
     def get(i):
         return np.ascontiguousarray(pixels[i].transpose(2, 1, 0))  # stored as (3, W, H)
 
-    inputs = {"kind": "torchvision", "path": str(path), "digest": sha256_of_file(path)}
-    inputs["entries"] = len(pixels)
-    cache = Cache(data_dir / "cache", "stl10", MemorySource(len(pixels), get), inputs, size)
-    return Source("stl10", Names(map(str, range(len(pixels)))), inputs, cache=cache)
+    count, digest = len(pixels), sha256_of_file(path)
+    inputs = {"kind": "torchvision", "path": str(path), "digest": digest, "entries": count}
+    cache = Cache(data_dir / "cache", "stl10", MemorySource(count, get), inputs, size)
+    return Source("stl10", Names(map(str, range(count))), inputs, cache=cache)
 
 
 def _patches(data_dir, size):
@@ -209,9 +202,7 @@ def _path(spec, data_dir, size):
 
 def _folder(name, folder, data_dir, size):
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"pool {name!r}: no folder {str(folder)!r}; remove what is there of it"
-        )
+        raise FileNotFoundError(f"pool {name!r}: no folder {str(folder)!r}; remove the rest of it")
     return _of_listing(name, "folder", folder, list_folder(folder), data_dir, size)
 
 
@@ -219,9 +210,7 @@ def _tars(spec, data_dir, size):
     path = os.path.expanduser(spec)
     shards = [path] if os.path.isfile(path) else [p for p in glob.glob(path) if os.path.isfile(p)]
     if not shards:
-        raise FileNotFoundError(
-            f"no tar shard matches {spec!r}; check the path, and quote the pattern"
-        )
+        raise FileNotFoundError(f"no tar shard matches {spec!r}; check the path, quote the pattern")
     name = Path(path).stem if shards == [path] else Path(shards[0]).resolve().parent.name
     return _of_listing(_shown(name), "tar", path, list_tars(shards), data_dir, size)
 
@@ -241,9 +230,4 @@ def _shown(path):
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-NAMED = {
-    "cifar10": _cifar10,
-    "tiny-imagenet": _tiny_imagenet,
-    "stl10": _stl10,
-    "patches": _patches,
-}
+NAMED = {"cifar10": _cifar10, "tiny-imagenet": _tiny_imagenet, "stl10": _stl10, "patches": _patches}

@@ -47,8 +47,5 @@ def split(labels, seed, labels_per_class=None, val_per_class=0):
         chosen["val"].append(members[:val_per_class])
         chosen["labelled"].append(members[val_per_class:end])
         chosen["heldout"].append(members[end:])
-    return Split(**{name: _sorted(several) for name, several in chosen.items()})
-
-
-def _sorted(several):
-    return torch.from_numpy(np.sort(np.concatenate(several)).astype(np.int64))
+    positions = {name: np.sort(np.concatenate(several)) for name, several in chosen.items()}
+    return Split(**{name: torch.from_numpy(index).long() for name, index in positions.items()})

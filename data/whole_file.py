@@ -48,5 +48,5 @@ def write_text(path, text):
 
 
 def write_json(path, content):
-    """Write a JSON file, indented, for people to read; the line ends with a line break."""
+    """Write a JSON file, indented, for people to read; it ends with a line break."""
     write_text(path, json.dumps(content, indent=2) + "\n")

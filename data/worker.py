@@ -12,15 +12,7 @@ import sys
 import cv2
 import numpy as np
 
-from .decode import (
-    MAX_FILE_BYTES,
-    Unreadable,
-    checksums,
-    decode,
-    fit_square,
-    pixel_hash,
-    read_file,
-)
+from .decode import MAX_FILE_BYTES, Unreadable, checksums, decode, fit_square, pixel_hash, read_file
 
 WRITE_BYTES = 2**20  # of squares written at a time; they stay in the processor's cache until then
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import cv2
@@ -54,7 +54,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**KEEP_MEMORY, **os.environ},
-            **({"process_group": 0} if os.name == "posix" else {}),
+            process_group=0 if os.name == "posix" else None,
         )
         try:
             self._receive()
@@ -125,8 +125,11 @@ def decode_all(tasks, count, take, in_memory):
     """
     workers = min(cores(), 1 + count // 64)  # a small pool is done before a second worker starts
     crew, waiting = _Crew(), deque()
-    run = _here if in_memory else crew.run
-    with _single_threaded_opencv(), ThreadPoolExecutor(workers) as threads:
+    run = (lambda task: decode_into(**task)) if in_memory else crew.run
+    with ExitStack() as stack, ThreadPoolExecutor(workers) as threads:
+        # There is a thread or a process for every core already: OpenCV's own threads are off.
+        stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+        cv2.setNumThreads(0)
         try:
             for tag, task in tasks:
                 waiting.append((tag, threads.submit(run, task)))
@@ -140,10 +143,6 @@ def decode_all(tasks, count, take, in_memory):
             threads.shutdown(cancel_futures=True)
             raise
     rest()
-
-
-def _here(task):
-    return decode_into(**task)
 
 
 class _Crew:
@@ -199,14 +198,3 @@ class _Crew:
         self.stopped = True
         for worker in list(self.busy):
             worker.process.kill()
-
-
-@contextmanager
-def _single_threaded_opencv():
-    """Switch OpenCV's own threads off: there is a thread or a process for every core already."""
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(0)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(threads)

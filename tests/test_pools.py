@@ -365,7 +365,7 @@ def test_full_disk_is_an_error_not_a_crash(tmp_path, monkeypatch):
 
 def test_two_processes_building_one_cache_share_the_first(tmp_path, monkeypatch):
     def build(read=picture):
-        [block] = cache_of(tmp_path, "race", read, 2).open()
+        [block], _ = cache_of(tmp_path, "race", read, 2).open()
         return block.images
 
     def meanwhile(i):  # the other process finishes first
@@ -384,8 +384,8 @@ def test_two_processes_building_one_cache_share_the_first(tmp_path, monkeypatch)
 
 
 def test_pixel_hashes_are_kept_where_asked_for(tmp_path):
-    [plain] = cache_of(tmp_path, "both", picture).open()
-    [hashed] = cache_of(tmp_path, "both", picture, hashes=True).open()
+    [plain], _ = cache_of(tmp_path, "both", picture).open()
+    [hashed], _ = cache_of(tmp_path, "both", picture, hashes=True).open()
     assert plain.pixel_hashes is None and len(list(tmp_path.iterdir())) == 2
     assert [row.tobytes() for row in hashed.pixel_hashes[[0, 599]]] == [
         pixel_hash(picture(0)),

@@ -207,7 +207,7 @@ def test_blocks_together_are_the_pool(tmp_path, small_blocks):
     wanted[33] = 0
     assert (pixels(source) == wanted).all() and source.unreadable == {33: "not an image"}
     assert (np.concatenate(source.checksums) == checksums(wanted)).all()
-    for block in source.cache.open():
+    for block in source.cache.open()[0]:
         assert isinstance(block.images, np.memmap) and isinstance(block.checksums, np.memmap)
         assert not block.images.flags.writeable
 
