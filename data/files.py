@@ -140,7 +140,7 @@ def list_tars(shards):
 
 def _members(path):
     """The TarInfo of each member, and None at the end of an archive that is cut off or damaged."""
-    refused = tarfile.TarError, ValueError, OverflowError, MemoryError  # a damaged header raises any
+    refused = tarfile.TarError, ValueError, OverflowError, MemoryError  # a bad header raises any
     try:
         # "r:" refuses compression: the workers read members at their offsets.
         archive = tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115

@@ -158,11 +158,9 @@ class _Crew:
         except Died:
             answers = [self._alone(task, i) for i in range(len(task["sources"]))]
         checksums, hashes, reasons = zip(*answers, strict=True)
-        return (
-            np.concatenate(checksums),
-            np.concatenate(hashes) if task["hashes"] else None,
-            {i: reason for i, own in enumerate(reasons) for reason in own.values()},
-        )
+        hashes = np.concatenate(hashes) if task["hashes"] else None
+        reasons = {i: reason for i, own in enumerate(reasons) for reason in own.values()}
+        return np.concatenate(checksums), hashes, reasons
 
     def _alone(self, task, i):
         """One image, tried twice: the system may have killed the worker for want of memory."""
