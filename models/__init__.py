@@ -29,8 +29,7 @@ _TORCHVISION = {
     "resnext101_32x8d": (Bottleneck, [3, 4, 23, 3], 32, 8),
     "resnext101_32x16d": (Bottleneck, [3, 4, 23, 3], 32, 16),
 }
-_SMALL = [(depth, 16) for depth in (8, 14, 20, 32, 44, 56, 110)]
-_SMALL += [(depth, width) for depth in (8, 14, 20) for width in (24, 32, 64)]
+_DEPTHS = (8, 14, 20, 32, 44, 56, 110)  # of the small ones; the first three also in greater widths
 
 
 class Float32Linear(nn.Linear):
@@ -57,14 +56,11 @@ def _torchvision_resnet(name, stem, num_classes):
     return model
 
 
-MODELS = {
-    **{name: partial(_torchvision_resnet, name, "imagenet") for name in _TORCHVISION},
-    **{f"{name}-cifar": partial(_torchvision_resnet, name, "cifar") for name in _TORCHVISION},
-    **{
-        f"resnet{depth}" + (f"-w{width}" if width != 16 else ""): partial(SmallResNet, depth, width)
-        for depth, width in _SMALL
-    },
-}
+# name -> what builds the network for `num_classes`
+MODELS = {name: partial(_torchvision_resnet, name, "imagenet") for name in _TORCHVISION}
+MODELS |= {f"{name}-cifar": partial(_torchvision_resnet, name, "cifar") for name in _TORCHVISION}
+MODELS |= {f"resnet{depth}": partial(SmallResNet, depth, 16) for depth in _DEPTHS}
+MODELS |= {f"resnet{d}-w{w}": partial(SmallResNet, d, w) for d in _DEPTHS[:3] for w in (24, 32, 64)}
 
 
 def check_name(name):

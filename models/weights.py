@@ -49,9 +49,8 @@ def rebuild(state, source):
     try:
         model.load_state_dict(state["state_dict"])
     except RuntimeError as error:
-        raise ValueError(
-            f"{source}: the weights are not those of a {state['arch']['name']}"
-        ) from error
+        name = state["arch"]["name"]
+        raise ValueError(f"{source}: the weights are not those of a {name}") from error
     return model
 
 
@@ -88,11 +87,7 @@ def _tensors_by_name(content, source):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(map(torch.is_tensor, content.values()))
-    ):
+    if not (isinstance(content, dict) and content and all(map(torch.is_tensor, content.values()))):
         raise ValueError(f"{source} holds no weights (tensors by name); name another file")
     for prefix in _WRAPPERS:
         if all(str(name).startswith(prefix) for name in content):

@@ -1,7 +1,4 @@
-"""What TensorBoard shows of a stage: curves, settings, figures, the projector.
-
-`figures` is imported where it is needed: matplotlib takes half a second.
-"""
+"""What TensorBoard shows of a stage: curves, settings, figures, the projector."""
 
 import json
 
@@ -20,20 +17,22 @@ class Board:
     """The events file of a folder.  A context manager: it closes the file.
 
     images, below, is anything that gives uint8 RGB (B,S,S,3) for `images[positions]`, positions
-    int64 (B,): a tensor or data.Images.
+    int64 (B,), on the CPU: a tensor or data.Images.
     """
 
     def __init__(self, folder, purge_step=None):
         """purge_step: on resume, the first epoch to be drawn again; what was drawn of it goes."""
+        from . import (
+            figures,
+        )  # here: matplotlib takes half a second, which --help need not wait for
+
+        self._figures = figures
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=20)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self.close()
-
-    def close(self):
         self._writer.close()
 
     def settings(self, config):
@@ -50,11 +49,8 @@ class Board:
         """A line in the table of runs: settings, and the numbers of result.json as final/*."""
         kinds = (int, float, str, bool)
         plain = {k: v if isinstance(v, kinds) else str(v) for k, v in hparams.items()}
-        numbers = {
-            f"final/{name}": value
-            for name, value in result.items()
-            if name not in hparams and isinstance(value, (int, float))
-        }
+        new = {k: v for k, v in result.items() if k not in hparams and isinstance(v, (int, float))}
+        numbers = {f"final/{name}": value for name, value in new.items()}
         self._writer.add_hparams(plain, numbers, run_name=".")
         self._writer.flush()
 
@@ -62,10 +58,8 @@ class Board:
 
     def training_batch(self, images, names):
         """images: uint8 (B,S,S,3), augmented;  names: the class of each."""
-        from . import figures
-
         heading = "Training images as the network sees them"
-        figure = figures.image_batch(_numpy(images), names, heading)
+        figure = self._figures.image_batch(np.asarray(images), names, heading)
         self._writer.add_figure("augmented inputs", figure)
 
     def test_results(self, logits, labels, classes, epoch):
@@ -73,12 +67,10 @@ class Board:
 
         logits (N,C), labels int64 (N,), on the CPU;  classes: C names
         """
-        from . import figures
-
         number = len(classes)
         cell = labels * number + logits.argmax(1)
         matrix = cell.bincount(minlength=number**2).view(number, number).numpy()
-        figure = figures.confusion_matrix(matrix, classes)
+        figure = self._figures.confusion_matrix(matrix, classes)
         self._writer.add_figure("test/confusion matrix", figure, epoch)
         probs = logits.softmax(1)
         for label, name in enumerate(classes):
@@ -105,29 +97,26 @@ class Board:
         rows: diagnostics.SelectedRows;  images: the pool's
         histogram: int64 (bins,), the scored images by the score of their best class, from 0 to 1
         """
-        from . import figures
-
         known = rows.truth >= 0
         self._best_images(rows, images, classes, known.all())
         self._writer.add_histogram("selection/score, kept", rows.score)
-        figure = figures.score_histogram(np.asarray(histogram), rows.score)
+        figure = self._figures.score_histogram(np.asarray(histogram), rows.score)
         self._writer.add_figure("selection/scores", figure)
         counts = np.bincount(rows.label, minlength=len(classes))
-        figure = figures.per_class_counts(counts, classes, k)
+        figure = self._figures.per_class_counts(counts, classes, k)
         self._writer.add_figure("selection/images per class", figure)
         if known.any():
             right = (rows.truth == rows.label)[known]
-            figure = figures.accuracy_by_rank(rows.rank[known], right, max(k, rows.rank.max()))
+            last = max(k, rows.rank.max())
+            figure = self._figures.accuracy_by_rank(rows.rank[known], right, last)
             self._writer.add_figure("selection/accuracy by rank", figure)
 
     def _best_images(self, rows, images, classes, with_truth):
-        from . import figures
-
         for number, first in enumerate(range(0, len(classes), _CLASSES)):
             some = range(first, min(first + _CLASSES, len(classes)))
             best = [np.flatnonzero(rows.label == label)[:_BEST] for label in some]
-            figure = figures.best_images(
-                [_numpy(images[torch.from_numpy(rows.position[which])]) for which in best],
+            figure = self._figures.best_images(
+                [np.asarray(images[torch.from_numpy(rows.position[which])]) for which in best],
                 [rows.score[which] for which in best],
                 [rows.truth[which] == rows.label[which] for which in best] if with_truth else None,
                 [classes[label] for label in some],
@@ -141,17 +130,14 @@ class Board:
         pairs: (position in the pool, position in the labelled images, similarity from 0 to 1,
         subset: "train", "val" or "test") of each;  pool, labelled: images
         """
-        from . import figures
-
-        pairs = sorted(pairs, key=lambda pair: -pair[2])
         if not pairs:
             return
+        pairs = sorted(pairs, key=lambda pair: -pair[2])
         at = np.unique(np.linspace(0, len(pairs) - 1, _PAIRS).astype(int))
         ours, theirs, similarity, subset = zip(*[pairs[i] for i in at], strict=True)
         titles = [f"{name} {value:.2f}" for name, value in zip(subset, similarity, strict=True)]
-        figure = figures.pairs(
-            _numpy(pool[torch.tensor(ours)]), _numpy(labelled[torch.tensor(theirs)]), titles
-        )
+        ours, theirs = pool[torch.tensor(ours)], labelled[torch.tensor(theirs)]
+        figure = self._figures.pairs(np.asarray(ours), np.asarray(theirs), titles)
         self._writer.add_figure("left out/near-duplicates", figure)
 
     # --- predict.py -------------------------------------------------------------------------
@@ -160,13 +146,7 @@ class Board:
         """pictures: uint8 (S,S,3) each;  best: (class, probability) of each;  name: the network's;
         first: how many pictures are on the board already.
         """
-        from . import figures
-
-        titles = [f"{figures.shorten(c, 13)} {probability:.0%}" for c, probability in best]
-        figure = figures.image_batch(pictures, titles, f"Predictions of {name}")
+        titles = [f"{self._figures.shorten(c, 13)} {probability:.0%}" for c, probability in best]
+        figure = self._figures.image_batch(pictures, titles, f"Predictions of {name}")
         tag = f"predictions/{first + 1} to {first + len(pictures)}"
         self._writer.add_figure(tag, figure)
-
-
-def _numpy(images):
-    return images.cpu().numpy() if isinstance(images, torch.Tensor) else images

@@ -35,16 +35,7 @@ def selection_facts(rows, num_classes, k):
         "unfilled": int(num_classes * k - np.minimum(counts, k).sum()),
         "classes_below_k": int((counts < k).sum()),
         "multi_label_percent": _percent(labels_of_image > 1),
-        "score_by_rank": {
-            "rank": ranks,
-            **{
-                f"q{percent}": [
-                    round(float(np.quantile(scores, percent / 100)), 6) if len(scores) else None
-                    for scores in at_rank
-                ]
-                for percent in (10, 50, 90)
-            },
-        },
+        "score_by_rank": {"rank": ranks, **{f"q{q}": _quantiles(at_rank, q) for q in (10, 50, 90)}},
         "per_class_counts": counts.tolist(),
     }
 
@@ -65,17 +56,14 @@ def label_quality(rows, true_counts, k):
         return {}
     label, rank = rows.label[known], rows.rank[known]
     right = rows.truth[known] == label
-    classes = range(len(true_counts))
     tenth = rank_bin(rank, k, TENTHS)
     hits = np.bincount(label[right], minlength=len(true_counts))
     return {
         "pseudo_label_accuracy": _percent(right),
-        "per_class_accuracy": [_percent(right[label == number]) for number in classes],
+        "per_class_accuracy": [_percent(right[label == c]) for c in range(len(true_counts))],
         "per_class_coverage": [
-            round(100 * int(hits[number]) / int(true_counts[number]), 4)
-            if true_counts[number]
-            else None
-            for number in classes
+            round(100 * hit / count, 4) if count else None
+            for hit, count in zip(hits.tolist(), true_counts.tolist(), strict=True)
         ],
         "accuracy_by_rank": {
             "first_rank": [k * number // TENTHS + 1 for number in range(TENTHS)],
@@ -99,6 +87,11 @@ def wilson_interval(right, seen):
     half = z * np.sqrt(rate * (1 - rate) / seen + z**2 / (4 * seen**2))
     low, high = (middle - half) / (1 + z**2 / seen), (middle + half) / (1 + z**2 / seen)
     return np.clip(low, 0, rate), np.clip(high, rate, 1)  # against rounding
+
+
+def _quantiles(groups, percent):
+    """The quantile of each group of scores, None for an empty one."""
+    return [round(float(np.quantile(g, percent / 100)), 6) if len(g) else None for g in groups]
 
 
 def _percent(flags):

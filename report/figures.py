@@ -36,9 +36,8 @@ def shorten(name, most=16):
 
 def _name_ticks(axis, classes, size):
     step = math.ceil(len(classes) / _NAMED)
-    axis.set_ticks(
-        range(0, len(classes), step), [shorten(name) for name in classes[::step]], fontsize=size
-    )
+    names = [shorten(name) for name in classes[::step]]
+    axis.set_ticks(range(0, len(classes), step), names, fontsize=size)
 
 
 def _finish(figure, axes, title):

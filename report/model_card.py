@@ -4,12 +4,12 @@ from pathlib import Path
 
 from models.hub import LICENCE, name_in_zoo
 
+PAPER = "https://arxiv.org/abs/1905.00546"
 TITLES = {  # the stages that train a network
     "teacher": "teacher",
     "student": "student, pre-trained on the selection",
     "finetuned": "student, fine-tuned on the labels",
 }
-PAPER = "https://arxiv.org/abs/1905.00546"
 
 
 def model_card(file, sha256, content, stages, licence):
@@ -67,11 +67,11 @@ sha256 {sha256}
 
 
 def _metrics(stages):
-    trained = [pair for pair in reversed(stages) if pair[0]["stage"] in TITLES]
     rows = [
         f"| {TITLES[config['stage']]} | {result['model']} | {result['val_top1']:.2f} | "
         f"{result['test_top1']:.2f} | {result['test_top5']:.2f} |\n"
-        for config, result in trained
+        for config, result in reversed(stages)
+        if config["stage"] in TITLES
     ]
     return f"""| | network | validation top-1 | test top-1 | test top-5 |
 |---|---|---|---|---|
@@ -127,6 +127,5 @@ def _licence_of_the_start(stages):
         return ""
     name = name_in_zoo(first["weights"])
     terms = f"under {LICENCE}: no commercial use" if name else "whose licence holds too"
-    return (
-        f"\n\nThe teacher started from the weights {name or Path(first['weights']).name}, {terms}."
-    )
+    name = name or Path(first["weights"]).name
+    return f"\n\nThe teacher started from the weights {name}, {terms}."

@@ -41,32 +41,27 @@ def selection_summary(result, sources, folder):
 
     result: the content of result.json;  sources: {name: number of images} of the pool's sources
     """
-    counts, skipped = result["per_class_counts"], result["left_out"]
-    near, exact = (sum(skipped[kind].values()) for kind in ("near_duplicate", "duplicate"))
+    counts, left_out = result["per_class_counts"], result["left_out"]
+    near, exact = (sum(left_out[kind].values()) for kind in ("near_duplicate", "duplicate"))
+    unreadable = f"{left_out['unreadable']:,} unreadable"
+    copies = f"{exact:,} copies and {near:,} near-copies of labelled images"
     rows = [
         ("pool", ", ".join(f"{name} {images:,}" for name, images in sources.items())),
         ("scored", f"{result['scored']:,} images"),
-        (
-            "left out",
-            f"{result['skipped']:,} (skipped.csv): {skipped['unreadable']:,} unreadable, "
-            f"{exact:,} copies and {near:,} near-copies of labelled images",
-        ),
+        ("left out", f"{result['skipped']:,} (skipped.csv): {unreadable}, {copies}"),
         ("selected", f"{result['selected']:,} rows, {result['unique_images']:,} different images"),
         ("per class", f"{min(counts)} to {max(counts)} of K={result['k']}"),
     ]
     if "pseudo_label_accuracy" in result:
-        percent = f"{result['pseudo_label_accuracy']:.2f} %"
-        rows.append(("labels right", f"{percent} where the truth is known"))
+        right = f"{result['pseudo_label_accuracy']:.2f} % where the truth is known"
+        rows.append(("labels right", right))
     return [*rows, ("time", _time(result)), ("written to", folder)]
 
 
 def accuracy_summary(results):
     """A row for each trained network; results: {stage: content of result.json}."""
-    return [
-        (name, f"{results[stage]['test_top1']:.2f} %")
-        for stage, name in _STEPS.items()
-        if stage in results
-    ]
+    found = [(name, results[stage]) for stage, name in _STEPS.items() if stage in results]
+    return [(name, f"{result['test_top1']:.2f} %") for name, result in found]
 
 
 def _time(result):
