@@ -13,6 +13,7 @@ a whole download from a broken one.
 import os
 from pathlib import Path
 
+from data import write_text
 from models.download import sha256_of_file
 from models.weights import rebuild
 from report.model_card import TITLES, model_card
@@ -43,7 +44,7 @@ def main(argv=None):
         records = [(stage.config, stage.result) for stage in stages]
         text = model_card(weights.name, sha256_of_file(weights), content, records, args.licence)
         card = weights.with_suffix(".md")
-        card.write_text(text, encoding="utf-8")
+        write_text(card, text)
     rows = [("weights", weights), ("model card", card), ("bytes", f"{weights.stat().st_size:,}")]
     print_table(f"{args.stage} is published", rows)
 

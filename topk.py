@@ -73,10 +73,8 @@ class TopK:
         if k < 1:
             raise ValueError(f"k is {k}; it must be 1 or more")
         self.k = k
-        types = {"key": torch.int64, "label": torch.int32, "score": torch.float32}
-        self._set(
-            {name: torch.empty((groups, 0), dtype=types[name], device=device) for name in types}
-        )
+        key = torch.empty((groups, 0), dtype=torch.int64, device=device)
+        self._set({"key": key, "label": key.int(), "score": key.float()})
 
     def _set(self, table):
         """Take `table` for the table, and an empty buffer."""
@@ -128,9 +126,7 @@ class TopK:
             wrong = lowest if lowest < 0 else highest
             raise ValueError(f"position {wrong} is not from 0 to {MAX_POSITION}; split the stream")
         if nans:
-            raise FloatingPointError(
-                f"{nans} scores to rank by are NaN; check the network that gave them"
-            )
+            raise FloatingPointError(f"{nans} scores to rank by are NaN; check the network")
         # Among priorities equal to the bound's the position decides, which the keys know.
         alive = (sort_key(priority, position) > self._bound.index_select(0, group)).nonzero()[:, 0]
         self._filled = len(alive)

@@ -53,14 +53,6 @@ def load_model(path, device="cpu"):
     Raises FileNotFoundError, or ValueError for anything else.
     """
     state = load(path, device)
-    model = rebuild(state, path)
-    return Checkpoint(
-        model.to(device, memory_format=torch.channels_last),
-        state["arch"]["name"],
-        state["classes"],
-        state["normalisation"]["mean"],
-        state["normalisation"]["std"],
-        state["input_size"],
-        state["metrics"],
-        state["parent"],
-    )
+    model = rebuild(state, path).to(device, memory_format=torch.channels_last)
+    rest = {field: state[field] for field in ("classes", "input_size", "metrics", "parent")}
+    return Checkpoint(model, state["arch"]["name"], **state["normalisation"], **rest)

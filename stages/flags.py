@@ -49,9 +49,7 @@ class Boolean(argparse.Action):
 
     def __init__(self, option_strings, dest, default=False, **kwargs):
         names = option_strings + ["--no-" + s[2:] for s in option_strings if s.startswith("--")]
-        super().__init__(
-            names, dest, nargs="?", default=default, metavar="True|False", **kwargs
-        )  # fmt: skip
+        super().__init__(names, dest, nargs="?", default=default, metavar="True|False", **kwargs)
 
     def __call__(self, parser, namespace, value, option):
         if option.startswith("--no-"):
@@ -84,19 +82,11 @@ def number(kind, least, most=None, exclusive=False):
     return convert
 
 
-_TYPES = {
-    "epochs": number(int, 1),
-    "learning_rate": number(float, 0, exclusive=True),
-    "batch_size": number(int, 1),
-    "passes": number(int, 1),
-    "warmup": number(float, 0, 1),
-    "weight_decay": number(float, 0),
-    "label_smoothing": number(float, 0, 1),
-    "ema_decay": number(float, 0, 1),
-    "mixup": number(float, 0),
-    "cutmix": number(float, 0),
-    "mixed": number(float, 0, 1),
-}
+# The fields of presets.Training that are numbers, and what they may be.
+_TYPES = dict.fromkeys(("epochs", "batch_size", "passes"), number(int, 1))
+_TYPES |= dict.fromkeys(("warmup", "label_smoothing", "ema_decay", "mixed"), number(float, 0, 1))
+_TYPES |= dict.fromkeys(("weight_decay", "mixup", "cutmix"), number(float, 0))
+_TYPES |= {"learning_rate": number(float, 0, exclusive=True)}
 _CHOICES = {"schedule": SCHEDULES, "augment": POLICIES}
 
 

@@ -148,7 +148,7 @@ def test_a_quick_run_writes_its_rates_and_a_failed_run_costs_its_own_row(tmp_pat
     assert list(result) == ["model", "input_size", "batch_size", "device", "train", "infer"]
     assert list(result.values())[:4] == ["resnet8", 8, 4, "cpu"]
     for task in ("train", "infer"):
-        assert list(result[task]) == ["bare", "ours", "dataloader", "predecessor"]
+        assert list(result[task]) == [*baselines.WAYS, "float32", "bfloat16"]
         assert all(math.isfinite(rate) and rate > 0 for rate in result[task].values())
 
 
