@@ -31,7 +31,8 @@ def _timed_start(way, seconds, name):
 def _variants(job, task, first):
     """{name: (way, name of the way it is compared with)}; first: see `_timed_start`."""
     bare = getattr(baselines, f"{task}_bare")
-    other, dtype = ("bf16 off", None) if job.precision else ("bf16 on", torch.bfloat16)
+    low = job.precision != torch.float32
+    other, dtype = ("bf16 off", torch.float32) if low else ("bf16 on", torch.bfloat16)
     variants = {
         "default": bare(job),
         "channels_last off": bare(job, channels_last=False),
@@ -44,11 +45,19 @@ def _variants(job, task, first):
     if job.device.type == "cpu":
         for count in range(1, torch.get_num_threads()):
             variants[f"threads {count}"] = _threads(bare(job), count)
+    if job.device.type == "cuda":  # no CPU of ours computes with float16
+        scaler = {"scaled": True} if task == "train" else {}
+        name = "fp16 with a scaler" if scaler else "fp16 on"
+        variants[name] = bare(job, precision=torch.float16, **scaler)
     against = dict.fromkeys(variants, "default")
     if task == "train" and job.device.type == "cuda":
-        variants["loop"] = baselines.train_ours(job)
-        variants["loop, images streamed"] = baselines.train_ours(job, resident=False)
-        against |= dict.fromkeys(("loop", "loop, images streamed"), "loop")
+        loops = {
+            "loop": baselines.train_ours(job),
+            "loop, images streamed": baselines.train_ours(job, resident=False),
+            "loop, compile on": baselines.train_ours(job, compiled=True),
+        }
+        variants |= loops
+        against |= dict.fromkeys(loops, "loop")
     return variants, against
 
 
@@ -58,11 +67,12 @@ def measure(job, task, repeats, seconds):
     """
     first = {}
     variants, against = _variants(job, task, first)
-    rates = timing.rates(variants, job.device, repeats, seconds)
+    turns = timing.turns(variants, job.device, repeats, seconds)
+    rates = {name: timing.median(found) for name, found in turns.items()}
     rows = {}
     for name, rate in rates.items():
-        base = rates[against[name]]
-        rows[name] = {"rate": rate, "ratio": rate / base if rate and base else None}
+        ratio = timing.ratio(turns[name], turns[against[name]])
+        rows[name] = {"rate": rate, "ratio": ratio and ratio["median"]}
     compiled, base = rates["compile on"], rates["default"]
     if compiled and base:
         wait = first["compile on"] - job.batch_size / compiled

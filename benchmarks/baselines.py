@@ -1,9 +1,10 @@
-"""Four ways to put the same images through the same network, each an endless generator.
+"""Ways to put the same images through the same network, each an endless generator.
 
-bare         one fixed normalised batch on the device: forward, backward, update; no data, no
-             metrics.  Our precision, memory format and optimizer: the most that `ours` can reach
+float32,     bare: one fixed normalised batch on the device, forward, backward, update; no data, no
+bfloat16     metrics.  Our memory format and optimizer.  The one in the precision that the programs
+             choose is the most that `ours` can reach
 ours         engine.fit with crop-flip, engine.predict: images as uint8 on the device
-dataloader   the step of `bare`, fed as torchvision's references do: PIL, v2 transforms, a worker
+dataloader   the step of `ours`, fed as torchvision's references do: PIL, v2 transforms, a worker
              process a core.  Only the way of the data differs from `ours`; the images are decoded
              already, which favours it
 predecessor  the project that this one re-creates, after its description: float32, NCHW, v1
@@ -17,6 +18,7 @@ process, so that the other ways gain from it too, and the ratios understate what
 
 import os
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,7 +32,7 @@ import engine
 from data import Augment, Images, Normalise
 from models import build_model
 from presets import Training
-from stages.device import faster_precision
+from stages.device import settle_compute
 
 CLASSES = 100
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -41,18 +43,21 @@ _RECIPE = Training(epochs=10**6, learning_rate=0.01, warmup=0.0)  # crop-flip; n
 
 @dataclass(frozen=True)
 class Job:
-    """What is measured: a network by its name, pixels a side, images a step, where."""
+    """What is measured: a network by its name, pixels a side, images a step, where and how."""
 
     model: str
     input_size: int
     batch_size: int
     device: torch.device
+    precision: torch.dtype = torch.float32  # of `ours` and `dataloader`
 
-    @property
-    def precision(self):
-        """The faster one on the device, as the programs choose it; None for float32."""
-        name = faster_precision(self.device)
-        return None if name == "float32" else getattr(torch, name)
+
+def settled_job(model, input_size, batch_size, device, threads=None):
+    """A Job with the precision that the programs choose, and their number of threads, set."""
+    auto = {"precision": "auto", "threads": threads}
+    network = build_model(model, CLASSES)
+    compute = settle_compute(device, auto, None, network, input_size, batch_size)
+    return Job(model, input_size, batch_size, device, compute.precision)
 
 
 def examples(job):
@@ -82,18 +87,25 @@ def optimizer(model, **kind):
     )
 
 
-def forward(model, images, dtype):
-    with torch.autocast(images.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+def forward(model, images, precision):
+    low = precision != torch.float32
+    dtype = precision if low else torch.bfloat16
+    with torch.autocast(images.device.type, dtype, enabled=low):
         return model(images)
 
 
-def train_step(model, update, images, labels, dtype):
+def train_step(model, update, images, labels, precision, scaler=None):
     """One optimizer step -> loss, logits."""
-    logits = forward(model, images, dtype)
+    logits = forward(model, images, precision)
     loss = F.cross_entropy(logits, labels)
     update.zero_grad()
-    loss.backward()
-    update.step()
+    if scaler:
+        scaler.scale(loss).backward()
+        scaler.step(update)
+        scaler.update()
+    else:
+        loss.backward()
+        update.step()
     return loss.detach(), logits.detach()
 
 
@@ -112,36 +124,40 @@ def _fixed(job, channels_last, compiled):
     return model, images, torch.from_numpy(labels[: job.batch_size]).to(job.device)
 
 
-def train_bare(job, channels_last=True, precision="ours", compiled=False, **kind):
-    """precision: None or a dtype of torch.autocast; kind: see `optimizer`."""
+def train_bare(job, precision=None, channels_last=True, compiled=False, scaled=False, **kind):
+    """precision: a dtype, None for the job's;  scaled: the loss by a gradient scaler, for float16;
+    kind: see `optimizer`
+    """
     model, images, labels = _fixed(job, channels_last, compiled)
     update = optimizer(model, **kind)
-    dtype = job.precision if precision == "ours" else precision
+    scaler = torch.amp.GradScaler(job.device.type) if scaled else None
     while True:
-        train_step(model, update, images, labels, dtype)
+        train_step(model, update, images, labels, precision or job.precision, scaler)
         yield len(images)
 
 
-def infer_bare(job, channels_last=True, precision="ours", compiled=False):
+def infer_bare(job, precision=None, channels_last=True, compiled=False):
     model, images, _ = _fixed(job, channels_last, compiled)
     model.eval()
-    dtype = job.precision if precision == "ours" else precision
     while True:
         with torch.inference_mode():  # not across the yield, which other ways run behind
-            forward(model, images, dtype)
+            forward(model, images, precision or job.precision)
         yield len(images)
 
 
 # --- ours ---------------------------------------------------------------------------------------
 
 
-def train_ours(job, resident=True):
+def train_ours(job, resident=True, compiled=False):
     """resident: the images on the device (where half of its memory holds them) or streamed."""
     images, labels = examples(job)
     images = Images.of(images).to(job.device) if resident else Images.of(images)
     recipe = Training(**vars(_RECIPE) | {"batch_size": job.batch_size})
     augment = Augment(Normalise(MEAN, STD, job.device), recipe.augment, CLASSES)
-    state = engine.TrainState(network(job), recipe, precision=job.precision or torch.float32)
+    model = network(job)
+    if compiled:
+        model.compile()
+    state = engine.TrainState(model, recipe, precision=job.precision)
     for _ in engine.fit(state, images, torch.from_numpy(labels), augment):
         yield job.batch_size
 
@@ -150,9 +166,7 @@ def infer_ours(job):
     model, images = network(job), Images.of(examples(job)[0])  # streamed, as step 2 does
     prepare = Normalise(MEAN, STD, job.device)
     while True:
-        chunks = engine.predict(
-            model, images, prepare, job.batch_size, precision=job.precision or torch.float32
-        )
+        chunks = engine.predict(model, images, prepare, job.batch_size, precision=job.precision)
         for _, logits in chunks:
             yield len(logits)
 
@@ -230,7 +244,7 @@ def train_predecessor(job):
     update = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     total = correct = 0
     for images, labels in batches(job, "predecessor", _v1(job, augment=True)):
-        loss, logits = train_step(model, update, images, labels, None)
+        loss, logits = train_step(model, update, images, labels, torch.float32)
         total += loss.item()
         correct += (logits.argmax(1) == labels).sum().item()
         yield len(images)
@@ -249,8 +263,20 @@ def infer_predecessor(job):
         yield len(kept) // TOP
 
 
-WAYS = ("bare", "ours", "dataloader", "predecessor")
-TASKS = {
-    "train": (train_bare, train_ours, train_dataloader, train_predecessor),
-    "infer": (infer_bare, infer_ours, infer_dataloader, infer_predecessor),
+TASKS = {  # task -> {name: job -> generator}
+    "train": {
+        "float32": partial(train_bare, precision=torch.float32),
+        "bfloat16": partial(train_bare, precision=torch.bfloat16),
+        "ours": train_ours,
+        "dataloader": train_dataloader,
+        "predecessor": train_predecessor,
+    },
+    "infer": {
+        "float32": partial(infer_bare, precision=torch.float32),
+        "bfloat16": partial(infer_bare, precision=torch.bfloat16),
+        "ours": infer_ours,
+        "dataloader": infer_dataloader,
+        "predecessor": infer_predecessor,
+    },
 }
+WAYS = tuple(TASKS["train"])

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import baselines, timing
 
 _STEPS = 3
+_PROFILED = 20  # steps
 
 
 def memory(job, task):
@@ -26,7 +27,7 @@ def memory(job, task):
 
 def _walk(job, task, name):
     """A few steps -> the most bytes that its workers held for themselves after one."""
-    way, most = baselines.TASKS[task][baselines.WAYS.index(name)](job), 0
+    way, most = baselines.TASKS[task][name](job), 0
     for _ in range(_STEPS):
         next(way)
         most = max(most, sum(_private(child.pid) for child in multiprocessing.active_children()))
@@ -72,10 +73,10 @@ def idle_percent(job, task, seconds):
     Busy seconds an image come from a profile, seconds an image from a run without one: a profiler
     slows the CPU's part, not the kernels.
     """
-    way = baselines.TASKS[task][baselines.WAYS.index("ours")](job)
-    rate = timing.rates({"ours": way}, job.device, 3, seconds)["ours"]
+    way = baselines.TASKS[task]["ours"](job)
+    rate = timing.median(timing.turns({"ours": way}, job.device, 3, seconds)["ours"])
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        images = next(way)
+        images = sum(next(way) for _ in range(_PROFILED))
         timing.synchronise(job.device)
     spans = [
         (event.time_range.start, event.time_range.end)  # microseconds

@@ -6,23 +6,27 @@
     python benchmarks/throughput.py --gpu-table --json table.json   # all of it, in ten minutes
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python ...     # as an older laptop
 
-The four ways are described in benchmarks/baselines.py.  Beside them the bare step runs in float32
-and in bfloat16, so that a wrong choice of precision is seen.  They take turns, and a rate is the
-median of a way's turns, so that a busy neighbour slows them alike.  Images are noise: nothing is
-downloaded.
+The ways are described in benchmarks/baselines.py.  *bare* is the bare step in the precision that
+the programs choose on this machine, float32 or bfloat16; *auto / better* is what that choice gives
+of the better one, so that a wrong guess is seen.  The ways take turns; a rate is the median of a
+way's turns, a ratio that of the rounds.  Images are noise: nothing is downloaded.
 
-Writes   with --json FILE: {model, input_size, batch_size, device, train, infer}, the last two
-         {bare, ours, dataloader, predecessor, float32, bfloat16} in images/s, null for a way that
-         failed (exit code 1); a list of such objects for several models
+Writes   with --json FILE: {model, input_size, batch_size, device, precision, threads, train,
+         infer}, the last two {float32, bfloat16, bare, ours, dataloader, predecessor} in images/s,
+         null for a way that failed (exit code 1), "ratios", each with its median, lowest and
+         highest, and "turns", the rates of the single turns; a list of such objects for several
+         models
 """
 
 import argparse
 import gc
 import json
+import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the programs do, before torch
 
 import torch
 
@@ -31,43 +35,57 @@ from models import MODELS
 from stages import flags
 from stages.device import set_up_device
 
+COLUMNS = {
+    "float32": "bare float32",
+    "bfloat16": "bare bfloat16",
+    "bare": "bare (auto)",
+    "ours": "ours",
+    "dataloader": "DataLoader",
+    "predecessor": "predecessor",
+}
+
 
 def rates(job, args):
-    """{way: images/s} of both tasks, and the rows of the printed table."""
-    result, lines = {}, []
-    prefetched = {
-        name: 2 * baselines.workers(name) for name in baselines.WAYS
-    }  # DataLoader's default
-    for task, makers in baselines.TASKS.items():
-        lanes = {name: make(job) for name, make in zip(baselines.WAYS, makers, strict=True)}
-        bare = makers[0]
-        lanes |= {"float32": bare(job, precision=None)}
-        lanes |= {"bfloat16": bare(job, precision=torch.bfloat16)}
-        found = timing.rates(lanes, job.device, args.repeats, args.seconds, prefetched)
-        result[task] = found
-        _free(lanes)
-        lines.append(
-            f"  {task}" + "".join(f"{_text(found[name], '.1f'):>12}" for name in baselines.WAYS)
-        )
-        ratios = (_ratio(found["ours"], found[name]) for name in baselines.WAYS if name != "ours")
-        lines[-1] += "".join(f"{_text(ratio, '.2f'):>18}" for ratio in ratios)
-        better = max(found["float32"] or 0, found["bfloat16"] or 0)
-        lines.append(
-            f"    bare in float32 {_text(found['float32'], '.1f')}, in bfloat16 "
-            f"{_text(found['bfloat16'], '.1f')}; the choice / the better one "
-            f"{_text(_ratio(found['bare'], better), '.2f')}"
-        )
-    head = " " * 7 + "".join(f"{name:>12}" for name in baselines.WAYS)
-    head += "".join(f"{'ours/' + name:>18}" for name in baselines.WAYS if name != "ours")
-    return result, [head, *lines]
+    """{task: rates, ratios, turns}, and the lines of the printed tables."""
+    result = {task: _side_by_side(job, task, args) for task in baselines.TASKS}
+    lines = [" " * 7 + "".join(f"{title:>15}" for title in COLUMNS.values())]
+    for task, found in result.items():
+        cells = (_text(found[name], "15.1f") for name in COLUMNS)
+        lines.append(f"  {task}" + "".join(cells))
+    for name in result["train"]["ratios"]:
+        lines.append(f"  {name}")
+        for task, found in result.items():
+            ratio = found["ratios"][name] or dict.fromkeys(("median", "lowest", "highest"))
+            middle, low, high = (_text(number, ".2f") for number in ratio.values())
+            lines.append(f"    {task}{middle:>8}   rounds {low} to {high}")
+    return result, lines
 
 
-def _ratio(one, other):
-    return one / other if one and other else None
+def _side_by_side(job, task, args):
+    lanes = {name: way(job) for name, way in baselines.TASKS[task].items()}
+    prefetched = {name: 2 * baselines.workers(name) for name in lanes}  # DataLoader's default
+    turns = timing.turns(lanes, job.device, args.repeats, args.seconds, prefetched)
+    _free(lanes)
+    chosen = _name(job.precision)
+    other = "bfloat16" if chosen == "float32" else "float32"
+    both = turns[chosen] and turns[other]
+    better = both and [max(pair) for pair in zip(turns[chosen], turns[other], strict=True)]
+    ratios = {
+        "ours / bare": timing.ratio(turns["ours"], turns[chosen]),
+        "auto / better": timing.ratio(turns[chosen], better),
+        "ours / DataLoader": timing.ratio(turns["ours"], turns["dataloader"]),
+        "ours / predecessor": timing.ratio(turns["ours"], turns["predecessor"]),
+    }
+    found = {name: timing.median(turns[chosen if name == "bare" else name]) for name in COLUMNS}
+    return {**found, "ratios": ratios, "turns": turns}
+
+
+def _name(precision):
+    return str(precision).removeprefix("torch.")
 
 
 def _text(number, form):
-    return "failed" if number is None else format(number, form)
+    return "failed".rjust(int(form.split(".")[0] or 0)) if number is None else format(number, form)
 
 
 def _free(lanes):
@@ -106,13 +124,11 @@ def arguments(argv):
     add("--batch-size", type=flags.number(int, 2), default=128, metavar="N", help="default 128")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     add("--repeats", type=flags.number(int, 1), default=5, help="turns of each way (default 5)")
-    add(
-        "--seconds",
-        type=flags.number(float, 0, exclusive=True),
-        default=2,
-        help="of a turn (default 2)",
-    )
+    add("--threads", type=flags.number(int, 1), metavar="N", help="default: as the programs choose")
+    seconds = flags.number(float, 0, exclusive=True)
+    add("--seconds", type=seconds, default=2, help="of a turn (default 2)")
     add("--json", type=Path, metavar="FILE", help="also write the rates there")
+    add("--resume", action="store_true", help="--gpu-table: keep the rows that FILE has")
     add("--quick", action="store_true", help="one turn of a step: does it run at all?")
     what = parse.add_mutually_exclusive_group()
     what.add_argument("--switches", action="store_true", help="the bare step's switches instead")
@@ -129,19 +145,20 @@ def arguments(argv):
 def main(argv=None):
     args = arguments(argv)
     if args.gpu_table:
-        return min(1, gpu_table.fill(args.json))
+        return min(1, gpu_table.fill(args.json, resume=args.resume))
     device = set_up_device(args.device)
     measure = switch_rows if args.switches else resource_rows if args.resources else rates
     print(timing.machine(device))
     objects = []
     for name in args.model:
-        job = baselines.Job(name, args.input_size, args.batch_size, device)
-        precision = str(job.precision or torch.float32).removeprefix("torch.")
-        print(f"{name}, {job.input_size} px, batch {job.batch_size}, {device}, {precision}")
+        job = baselines.settled_job(name, args.input_size, args.batch_size, device, args.threads)
+        head = {"model": name, "input_size": job.input_size, "batch_size": job.batch_size}
+        head |= {"device": str(device), "precision": _name(job.precision)}
+        head |= {"threads": torch.get_num_threads()}
+        print(", ".join(f"{key.replace('_', ' ')} {value}" for key, value in head.items()))
         result, lines = measure(job, args)
         print("\n".join(lines), flush=True)
-        head = {"model": name, "input_size": job.input_size, "batch_size": job.batch_size}
-        objects.append({**head, "device": str(device), **result})
+        objects.append({**head, **result})
         if args.json:
             written = objects if len(args.model) > 1 else objects[0]
             args.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,8 @@
-"""Rates side by side: every way in turn, again and again, and the median of its turns."""
+"""Rates side by side: every way in turn, again and again.
+
+A busy neighbour slows single turns by a quarter and more.  So a ratio is the median of the ratios
+of the rounds, whose turns follow each other, and is given with the lowest and the highest of them.
+"""
 
 import os
 import re
@@ -13,7 +17,7 @@ _CONVOLUTION = """
 import torch
 torch.nn.functional.conv2d(torch.randn(16, 64, 32, 32), torch.randn(64, 64, 3, 3))
 """
-_LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+_LIMITS = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "OMP_WAIT_POLICY")
 
 
 def synchronise(device):
@@ -21,8 +25,8 @@ def synchronise(device):
         torch.accelerator.synchronize(device)
 
 
-def rates(ways, device, repeats, seconds, prefetched=None):
-    """Images/s of each way -> {name: median of its turns}, None for one that failed.
+def turns(ways, device, repeats, seconds, prefetched=None):
+    """Images/s of each way -> {name: [rate of each of its turns]}, None for one that failed.
 
     ways        {name: generator of image counts}
     repeats     turns a way, in the order A B C A B C ..., after one that warms up
@@ -30,24 +34,36 @@ def rates(ways, device, repeats, seconds, prefetched=None):
     prefetched  {name: batches that its workers make while the others run}; a turn first uses them
                 up, unmeasured
     """
-    turns = {name: [] for name in ways}
+    found = {name: [] for name in ways}
     for repeat in range(repeats + 1):
-        for name in [name for name in turns if turns[name] is not None]:
+        for name in [name for name in found if found[name] is not None]:
             try:
                 for _ in range((prefetched or {}).get(name, 0)):
                     next(ways[name])
-                rate = _turn(ways[name], device, seconds)
+                rate = turn(ways[name], device, seconds)
             except (RuntimeError, OSError) as error:  # out of memory, a killed worker, no compiler
                 print(f"{name}: {str(error).strip().splitlines()[0]}", file=sys.stderr, flush=True)
                 ways[name].close()
-                turns[name] = None
+                found[name] = None
                 continue
             if repeat:
-                turns[name].append(rate)
-    return {name: statistics.median(found) if found else None for name, found in turns.items()}
+                found[name].append(rate)
+    return found
 
 
-def _turn(way, device, seconds):
+def median(rates):
+    return statistics.median(rates) if rates else None
+
+
+def ratio(rates, others):
+    """Of two ways' turns: {"median", "lowest", "highest"}, None where one failed."""
+    if not (rates and others):
+        return None
+    found = sorted(one / other for one, other in zip(rates, others, strict=True))
+    return {"median": statistics.median(found), "lowest": found[0], "highest": found[-1]}
+
+
+def turn(way, device, seconds):
     synchronise(device)
     began = time.perf_counter()
     images = next(way)
@@ -58,12 +74,12 @@ def _turn(way, device, seconds):
 
 
 def machine(device):
-    """What the rates depend on, in a line: versions, device, threads, precision, instructions."""
+    """What the rates depend on, in a line: version, device, instructions."""
     parts = [f"torch {torch.__version__}"]
     if device.type == "cuda":
         return ", ".join([*parts, torch.cuda.get_device_name(device)])
     limits = [f"{name}={os.environ[name]}" for name in _LIMITS if name in os.environ]
-    parts += [f"{torch.get_num_threads()} threads", f"oneDNN: {_onednn()}"]
+    parts.append(f"oneDNN: {_onednn()}")
     return ", ".join([*parts, f"ATen: {torch.backends.cpu.get_cpu_capability()}", *limits])
 
 
