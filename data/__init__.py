@@ -10,6 +10,8 @@ pool        several sources as one
 duplicates  pool images that equal, or nearly equal, a labelled one
 selection   the files that step 2 writes
 augment     whole batches, augmented and normalised on their device
+policies    RandAugment and TrivialAugment for whole batches
+mixing      MixUp and CutMix
 
 What carries these:
 

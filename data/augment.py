@@ -1,13 +1,11 @@
 """Whole batches of uint8 images, augmented and normalised on their device."""
 
 import torch
-from torchvision.transforms import v2
+
+from .mixing import Mix
+from .policies import RandAugment, TrivialAugmentWide
 
 POLICIES = ("none", "crop", "crop-flip", "randaugment", "trivialaugment")
-
-# torchvision's policies draw one operation for all images of a call.  A call for every image is
-# slow; a call for a whole batch would change all its images alike.  Hence a call for eight images.
-_POLICY_GROUP = 8
 
 
 class Normalise:
@@ -33,7 +31,7 @@ class Augment:
 
     policy   none; crop: shifted by up to an eighth of the side, mirrored at the border; crop-flip:
              also flipped left to right, half of them; randaugment (Cubuk et al. 2019) or
-             trivialaugment (Mueller & Hutter 2021): crop-flip, then torchvision's policy
+             trivialaugment (Mueller & Hutter 2021): crop-flip, then torchvision's policy of that name
     mixup, cutmix   the alpha of their Beta distribution, 0 for off (Zhang et al. 2017; Yun et al.
              2019); with both on, each batch gets one of them at random
     mixed    share of the batches that get one
@@ -45,18 +43,16 @@ class Augment:
         if policy not in POLICIES:
             raise ValueError(f"unknown augmentation {policy!r}; choose from {', '.join(POLICIES)}")
         self.normalise, self.policy = normalise, policy
-        policies = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
+        policies = {"randaugment": RandAugment, "trivialaugment": TrivialAugmentWide}
         self.operation = policies[policy]() if policy in policies else None
-        mixes = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
-        mixes += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
-        self.mix, self.mixed = v2.RandomChoice(mixes) if mixes else None, mixed
+        self.mix = Mix(num_classes, mixup, cutmix) if mixup or cutmix else None
+        self.mixed = mixed
 
     def __call__(self, images, labels):
         if self.policy != "none":
             images = shift_and_flip(images, images.shape[1] // 8, flip=self.policy != "crop")
         if self.operation:
-            groups = images.permute(0, 3, 1, 2).split(_POLICY_GROUP)
-            images = torch.cat([self.operation(group) for group in groups]).permute(0, 2, 3, 1)
+            images = self.operation(images)
         images = self.normalise(images)
         # No number is drawn where every batch is mixed.
         mix = self.mix and (self.mixed == 1 or torch.rand(()).item() < self.mixed)
