@@ -31,7 +31,7 @@ class Augment:
 
     policy   none; crop: shifted by up to an eighth of the side, mirrored at the border; crop-flip:
              also flipped left to right, half of them; randaugment (Cubuk et al. 2019) or
-             trivialaugment (Mueller & Hutter 2021): crop-flip, then torchvision's policy of that name
+             trivialaugment (Mueller & Hutter 2021): crop-flip, then the policy of that name
     mixup, cutmix   the alpha of their Beta distribution, 0 for off (Zhang et al. 2017; Yun et al.
              2019); with both on, each batch gets one of them at random
     mixed    share of the batches that get one
