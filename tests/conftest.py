@@ -90,10 +90,15 @@ def folder_data(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def folder_flags(folder_data):
+def data_flags(folder_data):
+    """The flags that say what the data are."""
+    return (*f"--preset demo --dataset folder {SMALL}".split(), "--data-dir", str(folder_data))
+
+
+@pytest.fixture(scope="session")
+def folder_flags(data_flags):
     """Step 1's flags for that set; the later steps take them over."""
-    flags = f"--preset demo --dataset folder {SMALL} {TRAINED} --learning-rate 0.05"
-    return (*flags.split(), "--data-dir", str(folder_data))
+    return (*data_flags, *f"{TRAINED} --learning-rate 0.05".split())
 
 
 LATER = {

@@ -105,7 +105,7 @@ def test_it_loads_from_a_url_by_its_hash(published, tmp_path, monkeypatch):
 
 
 def test_every_other_script_takes_it(
-    publish, published, folder_run, stage_flags, step, tmp_path, quick
+    publish, published, folder_run, stage_flags, data_flags, step, tmp_path, quick
 ):
     weights, run = published[0], tmp_path / "run"
     flags = ("--weights", weights, "--learning-rate", "1e-30", "--epochs", "1")
@@ -114,7 +114,7 @@ def test_every_other_script_takes_it(
     second = torch.load(run / "teacher" / "model.pt", weights_only=True)["state_dict"]
     assert torch.equal(first["conv1.weight"], second["conv1.weight"])
     shutil.rmtree(run)
-    flags = ("--teacher", weights, *stage_flags["teacher"][:-6], *stage_flags["samples"])
+    flags = ("--teacher", weights, *data_flags, *stage_flags["samples"])
     assert step("samples", run, *flags) == 0
     assert step("student", run, *stage_flags["student"]) == 0
     assert step("finetuned", run, *stage_flags["finetuned"]) == 0

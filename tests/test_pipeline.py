@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 TRAINED = ("teacher", "student", "finetuned")
@@ -312,13 +311,12 @@ def test_class_folders_of_pictures_go_through_all_four_steps(folder_run, folder_
 
 
 def test_a_lone_model_file_serves_as_teacher(
-    folder_run, folder_data, stage_flags, tmp_path, step, quick
+    folder_run, data_flags, stage_flags, tmp_path, step, quick
 ):
     lone = tmp_path / "lone.pt"
     shutil.copyfile(folder_run / "teacher" / "model.pt", lone)
     run = tmp_path / "run"
-    told = f"--preset demo --dataset folder {SMALL}"  # no config.json says it
-    flags = ("--teacher", lone, told, "--data-dir", folder_data, *stage_flags["samples"])
+    flags = ("--teacher", lone, *data_flags, *stage_flags["samples"])  # no config.json says it
     assert step("samples", run, *flags) == 0
     first, second = (x / "samples" / "selection.csv" for x in (folder_run, run))
     assert first.read_bytes() == second.read_bytes()
