@@ -83,12 +83,12 @@ def prepare(args, stage, device):
     recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
     check_name(recipe.model)  # now: data may take minutes to read
     ask_before_hours(args, stage, device, settings, recipe)
-    labelled, parts = load_dataset(settings, earlier)
+    labelled, split = load_dataset(settings, earlier)
     network = start.network(recipe.model, len(labelled.classes))
     compute = settle_compute(
         device, flags.compute(args), stage.saved, network, settings["input_size"], recipe.batch_size
     )  # fmt: skip
-    train = labelled.train.subset(parts.labelled)
+    train = labelled.train.subset(split.labelled)
 
     config = config_of(
         stage.name, settings, labelled, start.mean_std or normalisation_of(train.images), compute,
@@ -99,7 +99,7 @@ def prepare(args, stage, device):
     if args.weights and Path(start.source).is_file():
         config["inputs"]["weights"] = {"sha256": sha256_of_file(start.source)}
     stage.check_unchanged(config)
-    val = labelled.train.subset(parts.val)
+    val = labelled.train.subset(split.val)
     return training.TrainingJob(
         stage, config, compute, recipe, labelled, val, train.images, train.labels, start.weights,
         start.source,

@@ -125,9 +125,9 @@ def prepare(args, stage, device):
         device, flags.compute(args), stage.saved, teacher.model, size, chunk
     )  # fmt: skip
     data_dir = settings["data_dir"]
-    labelled, parts = load_dataset(settings, teacher_config, teacher.classes)
+    labelled, split = load_dataset(settings, teacher_config, teacher.classes)
     specs = args.unlabeled or list(preset.unlabeled)
-    pool = open_pool(specs, data_dir, settings["input_size"], labelled, parts)
+    pool = open_pool(specs, data_dir, settings["input_size"], labelled, split)
     if len(pool) > MAX_POSITION:
         raise ValueError(f"{len(pool)} images are more than one ranking holds; split the pool")
     if args.strategy == "tags":
@@ -149,7 +149,7 @@ def prepare(args, stage, device):
     job = scoring.ScoringJob(stage, config, compute, teacher, pool)
     check_readable(job)
     if not args.keep_duplicates:
-        pool.find_duplicates(LeakGuard(labelled, parts, data_dir / "cache" / "duplicates"))
+        pool.find_duplicates(LeakGuard(labelled, split, data_dir / "cache" / "duplicates"))
     return job
 
 
@@ -242,7 +242,7 @@ def show(job, board, rows, histogram):
         for position, found in pool.duplicates.items()
         if found.similarity is not None
     ]
-    if pairs:
+    if guard:
         board.near_duplicates(pairs, pool.images, guard.images)
 
 

@@ -70,23 +70,23 @@ def prepare(args, stage, samples, device):
     check_name(recipe.model)  # now: data may take minutes to read
     if device.type == "cpu" and settings["preset"] == "cifar100" and not stage.saved:
         print_hours(recipe, 100, settings["input_size"], samples.result["selected"], args.yes)
-    labelled, parts = load_dataset(settings, samples.config)
+    labelled, split = load_dataset(settings, samples.config)
     network = build_model(recipe.model, len(labelled.classes))
     compute = settle_compute(
         device, flags.compute(args), stage.saved, network, settings["input_size"], recipe.batch_size
     )  # fmt: skip
-    images, labels = read_examples(samples, settings["data_dir"], labelled, parts)
+    images, labels = read_examples(samples, settings["data_dir"], labelled, split)
     config = config_of(
         stage.name, settings, labelled, samples.config["normalisation"].values(), compute,
         parent=samples.as_parent(stage.folder),
         training=asdict(recipe),
     )  # fmt: skip
     stage.check_unchanged(config)
-    val = labelled.train.subset(parts.val)
+    val = labelled.train.subset(split.val)
     return training.TrainingJob(stage, config, compute, recipe, labelled, val, images, labels)
 
 
-def read_examples(samples, data_dir, labelled, parts):
+def read_examples(samples, data_dir, labelled, split):
     """Images and pseudo-labels (N,) of the selection, in the order of selection.csv.
 
     An image that several classes keep stands there several times, each time with another label.
@@ -94,7 +94,7 @@ def read_examples(samples, data_dir, labelled, parts):
     """
     config = samples.config
     names, label, _, _ = selection.read_selection(samples.product, len(labelled.classes))
-    pool = open_pool(config["unlabeled"], data_dir, config["input_size"], labelled, parts)
+    pool = open_pool(config["unlabeled"], data_dir, config["input_size"], labelled, split)
     for source in pool.sources:
         if source.inputs["digest"] != config["pools"][source.name]["digest"]:
             raise ValueError(

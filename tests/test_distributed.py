@@ -76,8 +76,7 @@ if distributed.is_first():
 """
 
 
-def test_two_half_batches_give_the_loss_curve_of_one_whole_batch(tmp_path, monkeypatch):
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # float32, here and there
+def test_two_half_batches_give_the_loss_curve_of_one_whole_batch(tmp_path):
     script = tmp_path / "losses.py"
     script.write_text(LOSSES)
     size, curve = json.loads(finish(launch(script, Path(__file__).parent)))
