@@ -120,13 +120,15 @@ class TrainState:
 _COUNTERS = ("epoch", "batch", "step", "images", "seen", "rate")
 
 
-def fit(state, images, labels, augment):
+def fit(state, images, labels, augment, compiler=None):
     """Train `state.model` to the end of its recipe; yields `state` after every step.
 
     state     TrainState, new or loaded
     images    uint8 (N,S,S,3): data.Images or a tensor; an image may stand there several times
     labels    (N,) int64
     augment   (uint8 batch, labels) -> (float batch (B,3,S,S), targets (B,) or (B,C))
+    compiler  such as torch.compile: makes a faster form, with the same weights, of the network that
+              is trained; whoever evaluates the network runs it as it is
 
     A step whose loss or gradient is not finite changes nothing, nor does any step after it;
     `state.metrics()` raises FloatingPointError from then on.
@@ -134,6 +136,7 @@ def fit(state, images, labels, augment):
     model, recipe, optimizer = state.model, state.recipe, state.optimizer
     device = state.sums.device
     network = distributed.parallel(model)
+    network = compiler(network) if compiler else network
     steps, batch_size = count_steps(len(labels), recipe)
     while state.epoch < recipe.epochs:
         batches = epoch_batches(len(labels), recipe, state.seed, state.epoch)
@@ -145,7 +148,7 @@ def fit(state, images, labels, augment):
             _seed(device, _mix(state.seed, state.step, "step") + distributed.rank())
             state.rate = optimizer.param_groups[0]["lr"] = learning_rate(recipe, state.step, steps)
 
-            batch = images[index].to(device, non_blocking=True)
+            batch = _moved(images[index], device)
             batch, mixed_target = augment(batch, target)
             with _autocast(device, state.precision):
                 logits = network(batch)
@@ -210,6 +213,15 @@ def _shares(batches, labels, images_device, device, first):
     weight = mine.shape[1] * distributed.size() / batches.shape[1]
     index, target = mine.to(images_device), labels[mine].to(device)
     return ((*pair, weight) for pair in zip(index, target, strict=True))
+
+
+def _moved(batch, device):
+    """The batch on `device`.  A GPU fetches it from pinned memory while the CPU goes on; from other
+    memory the CPU would have to wait for all that the GPU has to do before.
+    """
+    if device.type == "cuda" and batch.device.type == "cpu":
+        batch = batch.pin_memory()
+    return batch.to(device, non_blocking=True)
 
 
 def _refuse_what_is_not_finite(optimizer, loss, refused):
@@ -279,8 +291,7 @@ def predict(
     model.eval()
     stop = len(images) if stop is None else stop
     for first in range(start, stop, batch_size):
-        index = torch.arange(first, min(first + batch_size, stop), device=images.device)
-        batch = prepare(images[index].to(device, non_blocking=True))
+        batch = prepare(_moved(images[first : min(first + batch_size, stop)], device))
         with _autocast(device, precision):
             logits = model(batch)
         yield first, logits

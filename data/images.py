@@ -12,7 +12,7 @@ class Images:
 
     Nothing is copied before a batch is asked for, and nothing is kept for a single image, so a pool
     that is larger than memory streams from its cache.  `images[index]`, with index (B,) int64 on
-    any device or a slice, is uint8 (B,S,S,3) on `device`.
+    any device or a slice, is uint8 (B,S,S,3) on `device`; it may be a view, so do not write to it.
     """
 
     def __init__(self, tensors, chosen=None, maps=()):
@@ -61,7 +61,9 @@ class Images:
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            index = torch.arange(*index.indices(len(self)))
+            if len(self.tensors) == 1 and self.chosen is None:
+                return self.tensors[0][index]
+            index = torch.arange(*index.indices(len(self)), device=self.device)
         index = torch.as_tensor(index, device=self.device)
         index = index if self.chosen is None else self.chosen[index]
         if len(self.tensors) == 1:

@@ -4,6 +4,7 @@ import copy
 import io
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -266,6 +267,55 @@ def test_evaluating_between_two_steps_does_not_change_the_training(ema_decay):
         state.metrics()
         torch.rand(3)
     assert_same(loud, quiet)
+
+
+# --- fit: the network that is trained may be compiled ------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_compiled_training_evaluates_the_network_as_it_is(backend, ema_decay):
+    runs = []
+
+    def compiler(network):
+        compiled = torch.compile(network, backend=backend)
+
+        def run(batch):
+            runs.append(network.training)
+            return compiled(batch)
+
+        return run
+
+    settings = recipe(epochs=2, ema_decay=ema_decay)
+    plainly, compiled = TrainState(tiny_model(), settings), TrainState(tiny_model(), settings)
+    list(training(plainly))
+    images, labels = made_up()
+    for state in engine.fit(compiled, images, labels, plain, compiler):
+        list(engine.predict(state.network, images, NORMALISE, 4))  # in between, as a stage does
+    assert runs == [True] * compiled.step
+    ours, theirs = compiled.state_dict(), plainly.state_dict()
+    assert ours["model"].keys() == theirs["model"].keys()  # no prefix of a compiled module's
+    for name, value in ours["model"].items():
+        torch.testing.assert_close(value, theirs["model"][name])
+    torch.testing.assert_close(compiled.metrics(), plainly.metrics())
+    resumed = TrainState(tiny_model(), settings)
+    resumed.load_state_dict(through_a_file(ours))
+    assert_same(resumed.network, compiled.network)
+
+
+def test_one_compilation_serves_a_whole_training():
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    state = TrainState(tiny_model(), recipe(epochs=3))
+    images, labels = made_up()
+    for _ in engine.fit(state, images, labels, plain, partial(torch.compile, backend=backend)):
+        list(engine.predict(state.network, images, NORMALISE, 4))
+    assert len(compiled) == 1
 
 
 # --- fit: non-finite losses ---------------------------------------------------------------------
