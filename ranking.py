@@ -80,7 +80,7 @@ def candidates(strategy, logits, top, position, seed=0, tags=None):
     """The candidates that a chunk of B images gives to TopK: the paper's rule, or one to compare.
 
     logits: (B,C); top: score and label (B,P), from `top_classes`; position: (B,) int64, in the pool
-    tags: (B,) int64, the class that an image's folder is named after, -1 for none
+    tags: (B,) int64 on the CPU, the class that an image's folder is named after, -1 for none
     -> group, priority, position, label, score: (M,) each, for `TopK.add`, which keeps the
     candidates of the highest priority in each group
 
@@ -100,8 +100,9 @@ def candidates(strategy, logits, top, position, seed=0, tags=None):
         return label, score, position, label, score
     shuffled = random_priority(position, seed)
     if strategy == "tags":
-        tagged = tags >= 0
-        label, position = tags[tagged], position[tagged]
+        tagged = (tags >= 0).nonzero()[:, 0]  # on the CPU: on a GPU one would have to wait for it
+        label, tagged = (x.to(position.device, non_blocking=True) for x in (tags[tagged], tagged))
+        position = position[tagged]
         score = logits.float().softmax(1)[tagged].gather(1, label[:, None])[:, 0]
         return label, shuffled[tagged], position, label, score
     label, score = label[:, 0], score[:, 0]
@@ -145,15 +146,15 @@ class Selector:
 
         Raises ValueError for a k below 1.
         """
-        self.strategy, self.p, self.seed, self.min_score = strategy, p, seed, min_score
+        self.strategy, self.p, self.seed = strategy, p, seed
         self.position, self.scored = start, 0
         self.histogram = torch.zeros(SCORE_BINS, dtype=torch.int64, device=device)
         # The paper's ranking is kept for every strategy: it says how many images to select.
-        self.tables = {"ranked": TopK(classes, k, device)}
+        self.tables = {"ranked": TopK(classes, k, device, min_score)}
         self.one_group = strategy in ("unbalanced", "random")
         if strategy != "ranked":
             groups, places = (1, classes * k) if self.one_group else (classes, k)
-            self.tables[strategy] = TopK(groups, places, device)
+            self.tables[strategy] = TopK(groups, places, device, min_score)
 
     def add(self, first, logits, usable=None, tags=None):
         """Rank a chunk: logits (B,C) of the entries of the pool from position `first` on.
@@ -167,16 +168,11 @@ class Selector:
         score, label = top = top_classes(logits, self.p)
         position = torch.arange(first, first + len(logits), device=logits.device)
         if usable is not None and not usable.all():
-            here = usable.nonzero()[:, 0].to(logits.device)
+            here = usable.nonzero()[:, 0].to(logits.device, non_blocking=True)
             logits, top, position = logits[here], (score[here], label[here]), position[here]
             tags = None if tags is None else tags[usable]
-        tags = None if tags is None else tags.to(logits.device)
         for strategy, table in self.tables.items():
-            columns = candidates(strategy, logits, top, position, self.seed, tags)
-            if self.min_score > 0:
-                enough = ~(columns[-1] < self.min_score)  # keeps NaN, for which TopK raises
-                columns = [column[enough] for column in columns]
-            table.add(*columns)
+            table.add(*candidates(strategy, logits, top, position, self.seed, tags))
         best = top[0][:, 0].nan_to_num()  # NaN is counted as 0 here; TopK raises for it
         bins = (best * SCORE_BINS).long().clamp(0, SCORE_BINS - 1)
         # bincount would make the CPU wait for a GPU.

@@ -60,19 +60,20 @@ def unpack_key(key):
 class TopK:
     """The K best candidates of each of G groups.
 
-    k         places of a group
-    table     {"key": int64, "label": int32, "score": float32}, each (G, W), W <= k, in no order
-    capacity  places of the buffer
+    k          places of a group
+    min_score  a candidate with a lower score is dropped
+    table      {"key": int64, "label": int32, "score": float32}, each (G, W), W <= k, in no order
+    capacity   places of the buffer
     """
 
     BUFFER = 2**16  # places of the buffer, at least; few enough for a processor's cache
     BLOCK = 2**20  # places of the table and new ones that are merged at a time: about 50 MB
 
-    def __init__(self, groups, k, device="cpu"):
+    def __init__(self, groups, k, device="cpu", min_score=0.0):
         """Raises ValueError for a k below 1."""
         if k < 1:
             raise ValueError(f"k is {k}; it must be 1 or more")
-        self.k = k
+        self.k, self.min_score = k, min_score
         key = torch.empty((groups, 0), dtype=torch.int64, device=device)
         self._set({"key": key, "label": key.int(), "score": key.float()})
 
@@ -111,13 +112,18 @@ class TopK:
             first += size
 
     def _prune(self):
-        """Drop the candidates of the buffer that are below the bound of their group."""
+        """Drop the candidates of the buffer that are below the bound of their group, and those with
+        too low a score: here, where a GPU is waited for anyway, and not as they come.
+        """
         columns = [column[: self._filled] for column in self.buffer]
         group, priority, position = columns[:3]
         lowest, highest = position.aminmax()
         # First by priority alone, which is cheap and drops most.  `<` is false for NaN: neither a
         # NaN nor a candidate of a group with free places is dropped here.
-        alive = (~(priority < self._bound_priority.index_select(0, group))).nonzero()[:, 0]
+        low = priority < self._bound_priority.index_select(0, group)
+        if self.min_score > 0:
+            low |= columns[4] < self.min_score
+        alive = (~low).nonzero()[:, 0]
         columns = [column.index_select(0, alive) for column in columns]
         group, priority, position = columns[:3]
         checks = torch.stack([lowest, highest, priority.isnan().sum()])
