@@ -50,7 +50,7 @@ from report.board import Board
 from stages import checkpoint, training
 from stages.config import config_of
 from stages.dataset import load_dataset, normalisation_of
-from stages.device import set_up_device, settle_compute
+from stages.device import set_up_device, settle_compile, settle_compute
 from stages.estimate import print_hours
 from stages.finished import read_json
 from stages.folder import STAGES
@@ -94,6 +94,7 @@ def prepare(args, stage, device):
         stage.name, settings, labelled, start.mean_std or normalisation_of(train.images), compute,
         parent=student and student.as_parent(stage.folder),
         training=asdict(recipe),
+        compile=settle_compile(device, args.compile, stage.saved),
         weights=args.weights,
     )  # fmt: skip
     if args.weights and Path(start.source).is_file():

@@ -40,7 +40,7 @@ from report.board import Board
 from stages import training
 from stages.config import config_of
 from stages.dataset import load_dataset
-from stages.device import set_up_device, settle_compute
+from stages.device import set_up_device, settle_compile, settle_compute
 from stages.estimate import print_hours
 from stages.folder import STAGES
 from stages.inherit import inherit, recipe_in_force
@@ -80,6 +80,7 @@ def prepare(args, stage, samples, device):
         stage.name, settings, labelled, samples.config["normalisation"].values(), compute,
         parent=samples.as_parent(stage.folder),
         training=asdict(recipe),
+        compile=settle_compile(device, args.compile, stage.saved),
     )  # fmt: skip
     stage.check_unchanged(config)
     val = labelled.train.subset(split.val)

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -91,6 +92,35 @@ def settle_compute(device, flags, saved, network, input_size, batch_size):
     threads = threads or _useful_threads(network, input_size, batch_size)
     torch.set_num_threads(threads)
     return Compute(device, getattr(torch, precision), threads)
+
+
+def settle_compile(device, flag, saved):
+    """Whether torch.compile makes the network that is trained.
+
+    flag: auto, on or off;  saved: as in `settle_compute`
+    Kernels that it makes are other ones than torch's, with other rounding, and nobody says that
+    their sums never vary: --deterministic does without.
+    Raises ValueError for on with --deterministic.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if flag == "on" and deterministic:
+        raise ValueError("--compile on contradicts --deterministic; leave one of them out")
+    if flag == "auto" and saved:
+        return saved.get("compile", False)
+    if flag == "auto":
+        return device.type == "cuda" and not deterministic and _compiler_works(device)
+    return flag == "on"
+
+
+def _compiler_works(device):
+    """A trial: there may be no Triton, no C compiler, or a GPU too old for both."""
+    try:
+        torch.compile(lambda x: x.relu() + 1)(torch.zeros(8, device=device))
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        print(f"training without torch.compile: {reason[0]}", file=sys.stderr)
+        return False
+    return True
 
 
 def faster_precision(device):

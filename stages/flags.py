@@ -23,6 +23,7 @@ POLICIES = ("none", "crop", "crop-flip", "randaugment", "trivialaugment")
 SCHEDULES = ("cosine", "halving", "steps")
 STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
 PRECISIONS = ("auto", "float32", "bfloat16")
+COMPILE = ("auto", "on", "off")
 
 # What step 2 takes of the fields of presets.Training, so that one set of flags suits all steps.
 _EVERYWHERE = {
@@ -120,6 +121,8 @@ def stage_parser(description, training=True):
     add("--resume", action=Boolean, help="go on with an unfinished stage; a finished one stays")
     add("--overwrite", action=Boolean, help="start the stage anew")
     if training:
+        add("--compile", choices=COMPILE, default="auto", help="the network that is trained, with "
+            "torch.compile; auto: on a GPU, not with --deterministic (default)")  # fmt: skip
         add("--yes", action=Boolean, help="preset cifar100 on a CPU: train for days without asking")
     add = parser.add_argument_group("training" if training else "scoring").add_argument
     for setting in dataclasses.fields(Training):

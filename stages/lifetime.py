@@ -95,10 +95,12 @@ class StageLog:
         self.board = open_board(self.folder, purge_step=epochs_done + 1)
 
     def epoch(self, metrics):
-        """Append one epoch's line and its curves; `metrics` has the epoch's number as "epoch"."""
+        """Append one epoch's line and its curves; `metrics` has the epoch's number as "epoch", and
+        None for what was not measured.
+        """
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
-        self.board.epoch(metrics)
+        self.board.epoch({name: x for name, x in metrics.items() if x is not None})
 
     def finish(self, result, hparams):
         """Write the hparams and, last, result.json.  What only --resume needs goes."""

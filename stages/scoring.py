@@ -82,8 +82,9 @@ class _Walk:
             self._write_scores()
 
     def _write_scores(self):
-        for score, label in self.waiting if self.scores else ():
-            self.scores.write(score.cpu().numpy(), label.cpu().numpy())
+        if self.scores and self.waiting:
+            score, label = (torch.cat(parts).cpu() for parts in zip(*self.waiting, strict=True))
+            self.scores.write(score.numpy(), label.numpy())
         self.waiting.clear()
         self.job.pool.release_pages()
 

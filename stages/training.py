@@ -19,8 +19,11 @@ from .folder import STAGES
 from .lifetime import OpenStage, running
 
 LOOK_SECONDS = 1  # between two looks at a training: progress bar, signals
-SAVE_SECONDS = 120  # between two saves inside a long epoch
-EVALUATED = 512  # validation and test images at a time
+SAVE_SECONDS = 30  # between two saves: one of a ResNet-50 is 190 MB
+EVALUATED = 500  # validation and test images at a time; a part of 5,000 and of 10,000 images
+# On a GPU: images trained on for each validation image, at least.  To evaluate an image takes about
+# a third of a training step's time for it, so that all evaluations take 2 % of the time.
+TRAINED_PER_EVALUATED = 20
 _SHOWN = 32  # training images in TensorBoard
 
 
@@ -65,9 +68,9 @@ def run(job, open_board):
     augment = Augment(normalise, recipe.augment, len(job.classes), *mixing)
 
     with running(job.stage, job.config, open_board, state.epoch) as log:
-        images = job.images.to(device)
+        images, val = job.images.to(device), job.val.images.to(device)
         with signals.saving_first():
-            metrics, seconds = train_and_log(job, log, state, images, augment, saved)
+            metrics, seconds = train_and_log(job, log, state, images, val, augment, saved)
         test = job.labelled.test
         logits, features = test_once(state, test.images, normalise)
         result = _result(job, state.network, logits, metrics, seconds)
@@ -102,23 +105,37 @@ def _initial_state(job):
     return TrainState(model, job.recipe, seed, job.compute.precision)
 
 
-def train_and_log(job, log, state, images, augment, saved):
-    """Follow `fit`: a line and a save an epoch, and a save every SAVE_SECONDS.
+def epochs_between_evaluations(device, recipe, images, val_images):
+    """Epochs from one evaluation on `val_images` images to the next; the last epoch has one anyway.
 
-    log: StageLog, None but in the first process;  saved: the content of resume.pt, or None
+    images: of the training.  An epoch without one has null for val_top1 and val_top5.  On a CPU,
+    where epochs are long and few, every epoch has one.
+    """
+    if device.type == "cpu":
+        return 1
+    return max(1, math.ceil(TRAINED_PER_EVALUATED * val_images / (images * recipe.passes)))
+
+
+def train_and_log(job, log, state, images, val, augment, saved):
+    """Follow `fit`: a line an epoch, a save every SAVE_SECONDS, at a stop and at the end.
+
+    log: StageLog, None but in the first process;  images, val: of the training and of validation,
+    on the device where they fit;  saved: the content of resume.pt, or None
     -> the last epoch's metrics, and the seconds spent in all
     """
     spent, metrics = (saved["seconds"], saved["metrics"]) if saved else (0.0, {})
     began = last_save = epoch_began = time.monotonic()
     epoch_from = state.images
     clock = distributed.Clock(LOOK_SECONDS, state.step)
+    every = epochs_between_evaluations(job.compute.device, job.recipe, len(job.labels), len(val))
+    compiler = torch.compile if job.config["compile"] else None
     to_show = log if job.stage.saved is None else None
     bar = tqdm(
         total=job.images_to_process, initial=state.images, unit="img", unit_scale=True,
         disable=None, desc=job.stage.name,
     )  # fmt: skip
-    for _ in fit(state, images, job.labels, augment):
-        epoch_ends = state.batch == 0
+    for _ in fit(state, images, job.labels, augment, compiler):
+        epoch_ends, done = state.batch == 0, state.epoch == job.recipe.epochs
         if not (clock.over(state.step) or epoch_ends):
             continue
         numbers = state.metrics()  # waits for the device
@@ -129,8 +146,9 @@ def train_and_log(job, log, state, images, augment, saved):
             to_show = None
         if epoch_ends:
             seconds = time.monotonic() - epoch_began
-            logits = evaluate(state, job.val.images, augment.normalise)
-            top1, top5 = accuracy(logits, job.val.labels)
+            due = done or state.epoch % every == 0
+            logits = evaluate(state, val, augment.normalise) if due else None
+            top1, top5 = accuracy(logits, job.val.labels) if due else (None, None)
             metrics = {"epoch": state.epoch, **numbers, "val_top1": top1, "val_top5": top5}
             rate = (state.images - epoch_from) / seconds
             if log:
@@ -139,11 +157,8 @@ def train_and_log(job, log, state, images, augment, saved):
         # Asked once: a signal after this belongs to the next look.  All processes stop together.
         signum = distributed.largest(signals.interruption() or 0)
         overdue = distributed.largest(time.monotonic() - last_save) > SAVE_SECONDS
-        if epoch_ends or overdue or signum:
-            whole = {"fit": state.state_dict(), "metrics": metrics}
-            whole["seconds"] = spent + time.monotonic() - began
-            if log:
-                checkpoint.save(whole, job.stage.folder / "resume.pt")
+        if overdue or signum or done:
+            _save(job, log, state, metrics, spent + time.monotonic() - began)
             last_save = time.monotonic()
         if signum:
             distributed.wait()  # torchrun ends the others once one has left
@@ -152,27 +167,36 @@ def train_and_log(job, log, state, images, augment, saved):
     return metrics, spent + time.monotonic() - began
 
 
+def _save(job, log, state, metrics, seconds):
+    whole = {"fit": state.state_dict(), "metrics": metrics, "seconds": seconds}
+    if log:
+        checkpoint.save(whole, job.stage.folder / "resume.pt")
+
+
 def evaluate(state, images, prepare):
-    """Logits (N,C) on the CPU, whatever the number of processes; each predicts its share."""
+    """Logits (N,C) on the CPU, whatever the number of processes; each predicts its share.
+
+    They are collected on the device and copied once, since a copy makes a GPU wait.
+    """
     network = state.network
     distributed.same_(network.buffers())  # each process's batch norm has seen its own share
     first, last = distributed.share(len(images), EVALUATED)
-    logits = torch.zeros(len(images), network.fc.out_features)
+    logits = torch.zeros(len(images), network.fc.out_features, device=state.sums.device)
     for start, chunk in predict(network, images, prepare, EVALUATED, first, last, state.precision):
-        logits[start : start + len(chunk)] = chunk.cpu()
-    return distributed.total_(logits)
+        logits[start : start + len(chunk)] = chunk
+    return distributed.total_(logits).cpu()
 
 
 def test_once(state, images, prepare):
     """The test set is read here, once: -> logits (N,C), features before the last layer (N,D)."""
     inputs, network = [], state.network
-    hook = network.fc.register_forward_pre_hook(lambda _, x: inputs.append(x[0].float().cpu()))
+    hook = network.fc.register_forward_pre_hook(lambda _, x: inputs.append(x[0].float()))
     logits = evaluate(state, images, prepare)
     hook.remove()
-    features = torch.zeros(len(images), network.fc.in_features)
+    features = torch.zeros(len(images), network.fc.in_features, device=state.sums.device)
     first, last = distributed.share(len(images), EVALUATED)
     features[first:last] = torch.cat([features[:0], *inputs])
-    return logits, distributed.total_(features)
+    return logits, distributed.total_(features).cpu()
 
 
 def _result(job, network, logits, metrics, seconds):

@@ -94,6 +94,37 @@ def test_threads_and_precision_are_written_down(digits_run):
         assert config["threads"] == 1
 
 
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_gpu_compiles_unless_told_otherwise_or_unable_to(monkeypatch, works):
+    monkeypatch.setattr(device, "_compiler_works", lambda device: works)
+    cuda = torch.device("cuda")
+    assert device.settle_compile(cuda, "auto", None) == works
+    assert device.settle_compile(cuda, "on", None)
+    assert not device.settle_compile(cuda, "off", None)
+    assert not device.settle_compile(CPU, "auto", None)
+    for saved in (True, False):
+        assert device.settle_compile(cuda, "auto", {"compile": saved}) == saved
+
+
+def test_deterministic_training_is_not_compiled(monkeypatch, deterministic):
+    monkeypatch.setattr(device, "_compiler_works", lambda device: True)
+    assert not device.settle_compile(torch.device("cuda"), "auto", None)
+    with pytest.raises(ValueError, match="--compile on contradicts --deterministic"):
+        device.settle_compile(CPU, "on", None)
+
+
+def test_a_compiler_that_fails_is_done_without(capsys):
+    assert not device._compiler_works(torch.device("cuda", 99))
+    assert "training without torch.compile" in capsys.readouterr().err
+
+
 # --- before torch -------------------------------------------------------------------------------
 
 

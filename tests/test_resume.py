@@ -14,7 +14,8 @@ import torch
 from conftest import assert_same_training, metrics_of, result_of, words_of
 
 import make_sample_data
-from stages import signals, training
+from presets import Training
+from stages import checkpoint, signals, training
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("teacher", "samples", "student", "finetuned")
@@ -138,6 +139,95 @@ def test_a_selection_killed_in_the_middle_is_finished_by_resume(
         assert (samples / name).read_bytes() == (whole / "samples" / name).read_bytes()
     assert result_of(samples) == result_of(whole / "samples")
     assert not list(samples.glob("scores-*")) and not list(samples.glob("resume*"))
+
+
+KILLED_TRAINING = """
+import os, signal, sys
+import main
+from stages import lifetime, training
+training.LOOK_SECONDS = training.SAVE_SECONDS = -1  # a save after every step
+epoch = lifetime.StageLog.epoch
+def logged(self, metrics):
+    epoch(self, metrics)
+    if metrics["epoch"] == 2:
+        training.SAVE_SECONDS = 1e9  # the last save is of a step before this line
+    if metrics["epoch"] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+lifetime.StageLog.epoch = logged
+main.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
+def test_a_training_killed_between_two_saves_is_finished_by_resume(
+    tmp_path, stage_flags, step, every_step
+):
+    flags = [*stage_flags["teacher"], "--epochs", "4", "--device", "cpu"]
+    command = [sys.executable, "-c", KILLED_TRAINING, *flags, "--run-dir", str(tmp_path / "killed")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    killed = tmp_path / "killed" / "teacher"
+    assert torch.load(killed / "resume.pt")["fit"]["epoch"] == 1
+    assert [line["epoch"] for line in metrics_of(killed)] == [1, 2, 3]
+    assert step("teacher", tmp_path / "killed", *flags, "--resume") == 0
+    assert step("teacher", tmp_path / "whole", *flags) == 0
+    assert_same_training(killed, tmp_path / "whole" / "teacher")
+
+
+@pytest.fixture
+def saves(monkeypatch):
+    """The epoch of every state that was saved."""
+    seen, save = [], checkpoint.save
+
+    def noted(state, path):
+        save(state, path)
+        if path.name == "resume.pt":
+            seen.append(state["fit"]["epoch"])
+
+    monkeypatch.setattr(checkpoint, "save", noted)
+    return seen
+
+
+def test_a_training_is_saved_by_the_clock_and_at_its_end(
+    tmp_path, stage_flags, step, saves, monkeypatch
+):
+    flags = [*stage_flags["teacher"], "--epochs", "5"]
+    assert step("teacher", tmp_path, *flags) == 0
+    assert saves == [5]  # its test set may still be read by a resumed one
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1)
+    assert step("teacher", tmp_path, *flags, "--overwrite") == 0
+    assert saves[1:] == [1, 2, 3, 4, 5]
+
+
+def test_epochs_without_an_evaluation_leave_the_training_as_it_is(
+    folder_run, run_before, stage_flags, step, every_step, stop_after, monkeypatch
+):
+    """As on a GPU: and the last one is always evaluated."""
+    monkeypatch.setattr(training, "epochs_between_evaluations", lambda *arguments: 10)
+    run, flags = run_before("student"), stage_flags["student"]
+    assert finish_in_pieces(step, stop_after, "student", run, flags, 3) >= 1
+    first, last = metrics_of(run / "student")
+    assert (first["val_top1"], first["val_top5"]) == (None, None)
+    expected = metrics_of(folder_run / "student")
+    val = {name: expected[0][name] for name in ("val_top1", "val_top5")}
+    assert [first | val, last] == expected
+    assert result_of(run / "student") == result_of(folder_run / "student")
+
+
+def test_on_a_gpu_evaluations_take_a_small_share_and_on_a_cpu_every_epoch_has_one():
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    epochs = training.epochs_between_evaluations
+    for images, passes, val, expected in (
+        (45_000, 1, 5000, 3),
+        (100_000, 1, 5000, 1),
+        (99_999, 1, 5000, 2),
+        (2500, 10, 2000, 2),
+        (50, 10, 1, 1),
+    ):
+        recipe = Training(passes=passes)
+        assert epochs(cuda, recipe, images, val) == expected
+        assert epochs(cpu, recipe, images, val) == 1
 
 
 @pytest.mark.parametrize("strategy", ["unbalanced", "tags"])
