@@ -149,9 +149,6 @@ def answer_early(parse, stage_name):
             if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
                 print(finished_already(folder))
             raise SystemExit
-    # Threads that wait spin by default, and so take the cores from other programs.  OpenMP reads
-    # this when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run_dir(args):

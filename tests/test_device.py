@@ -1,7 +1,6 @@
 """What a stage computes with: precision, threads; and what is answered before torch is imported."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -158,25 +157,6 @@ def test_help_and_typos_are_answered_before_torch_is_imported(script):
 def test_a_finished_stage_says_so_before_torch_is_imported(digits_run):
     done = answer("main.py --preset demo --resume", "--run-dir", str(digits_run))
     assert done.returncode == 0 and "finished already" in done.stdout, done.stderr
-
-
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(tmp_path):
-    code = (
-        "import os, stages.flags as flags\n"
-        "flags.answer_early(lambda argv: flags.stage_parser('').parse_args([]), lambda args: 'x')\n"
-        "print(os.environ['OMP_WAIT_POLICY'])"
-    )
-    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
-        environment = {n: v for n, v in os.environ.items() if n != "OMP_WAIT_POLICY"}
-        environment |= {"PYTHONPATH": str(ROOT)} | ({"OMP_WAIT_POLICY": given} if given else {})
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.strip() == expected, done.stderr
 
 
 # --- the preset for a GPU on a CPU --------------------------------------------------------------
