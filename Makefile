@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check gpu-check clean
 
 demo: $(VENV)/installed
 	$(BIN)/python main.py --preset demo --overwrite
@@ -18,6 +18,11 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not slow"
+
+# On a machine with a GPU, again and again: each call takes ten minutes at most and goes on where the
+# last one stopped.  It uses the Python at hand and that one's torch.  See benchmarks/gpu_check.py.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(FLAGS)
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or later is needed: make PYTHON=python3.12')"

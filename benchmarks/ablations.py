@@ -5,6 +5,7 @@ import time
 import torch
 
 from benchmarks import baselines, timing
+from data.workers import cores
 
 
 def _threads(way, count):
@@ -43,8 +44,9 @@ def _variants(job, task, first):
         variants["SGD foreach"] = bare(job, foreach=True)
         variants["SGD for-loop"] = bare(job, foreach=False)
     if job.device.type == "cpu":
-        for count in range(1, torch.get_num_threads()):
-            variants[f"threads {count}"] = _threads(bare(job), count)
+        for count in range(1, cores() + 1):
+            if count != torch.get_num_threads():
+                variants[f"threads {count}"] = _threads(bare(job), count)
     if job.device.type == "cuda":  # no CPU of ours computes with float16
         scaler = {"scaled": True} if task == "train" else {}
         name = "fp16 with a scaler" if scaler else "fp16 on"

@@ -1,7 +1,7 @@
 """One short GPU booking fills the table: the program's own runs, one after the other.
 
 Each runs in its own process under its own time limit, and the table is written again after each:
-a run that fails or hangs costs its own row.
+a run that fails or hangs costs its own row, and a table that was cut off goes on where it stopped.
 """
 
 import json
@@ -14,78 +14,81 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import machine
-from presets import CIFAR100
+from data import write_json
 from stages.config import versions
 
-PROGRAM = Path(__file__).with_name("throughput.py")
 SECONDS = 560  # in all
 _NETWORKS = (("resnet50", 128, 512), ("resnet50-cifar", 32, 512))
 _NETWORKS += (("resnet18-cifar", 32, 1024), ("resnet50", 64, 1024))  # model, pixels, batch size
+_NO_TIME = "no time left"
 
 
-def _flags(model, size, batch, *more):
+def _rates(model, size, batch, *more):
     job = ["--model", model, "--input-size", str(size), "--batch-size", str(batch)]
-    return [*job, "--device", "cuda", *more]
+    return ["throughput.py", *job, "--device", "cuda", *more]
 
 
-# flags, limit in seconds: the rates first, then what explains them
+# command, limit in seconds: the rates first, then the whole preset, then what explains them
 RUNS = [
-    *((_flags(*job, "--repeats", "2", "--seconds", "1.5"), 150) for job in _NETWORKS),
-    *((_flags(*job, "--resources", "--seconds", "1.5"), 90) for job in _NETWORKS),
-    (_flags("resnet50", 128, 512, "--switches", "--repeats", "2", "--seconds", "1"), 240),
-    (_flags("resnet18-cifar", 32, 1024, "--switches", "--repeats", "2", "--seconds", "1"), 240),
+    *((_rates(*job, "--repeats", "2", "--seconds", "1.5"), 150) for job in _NETWORKS),
+    (["preset.py", "--device", "cuda"], 300),
+    *((_rates(*job, "--resources", "--seconds", "1.5"), 90) for job in _NETWORKS),
+    (_rates("resnet50", 128, 512, "--switches", "--repeats", "2", "--seconds", "1"), 240),
+    (_rates("resnet18-cifar", 32, 1024, "--switches", "--repeats", "2", "--seconds", "1"), 240),
 ]
 
 
-def fill(file, runs=RUNS, seconds=SECONDS):
-    """Do `runs`; write {"rows": [{"flags", "seconds", "result" or "error"}], "cifar100_minutes"}
-    to `file` after each.  Returns the number of rows that failed.
+def fill(file, runs=RUNS, seconds=SECONDS, resume=False):
+    """Do `runs`; write {"machine", "project", "rows": [{"command", "seconds", "result" or
+    "error"}]} to `file` after each.  Returns the number of rows that failed.
+
+    resume: keep the rows of `file` that are done, the failed ones too; not those that had no time
     """
     rows, end = [], time.monotonic() + seconds
-    for flags, limit in runs:
+    if resume:
+        rows = [row for row in _rows(file) if row.get("error") != _NO_TIME]
+    for command, limit in runs:
+        words = " ".join(command)
+        if any(row["command"] == words for row in rows):
+            continue
         began = time.monotonic()
-        row = _row(flags, min(limit, end - began))
-        rows.append({"flags": " ".join(flags), "seconds": time.monotonic() - began, **row})
-        print(f"{rows[-1]['seconds']:6.0f} s  {rows[-1]['flags']}", row.get("error", "done"))
+        row = _row(command, limit, end - began)
+        rows.append({"command": words, "seconds": time.monotonic() - began, **row})
+        print(f"{rows[-1]['seconds']:6.0f} s  {words}", row.get("error", "done"), flush=True)
         written = {
             "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
             "project": versions()["project"],
             "rows": rows,
-            "cifar100_minutes": cifar100_minutes(rows),
         }
-        file.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        write_json(file, written)
     return sum("error" in row for row in rows)
 
 
-def _row(flags, limit):
-    if limit <= 0:
-        return {"error": "no time left"}
+def _rows(file):
+    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+
+
+def unfinished(file):
+    """Whether rows are left that had no time."""
+    return any(row.get("error") == _NO_TIME for row in _rows(file))
+
+
+def _row(command, limit, left):
+    """limit: seconds of this run;  left: of all"""
+    if left <= 0:
+        return {"error": _NO_TIME}
+    program, *flags = command
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "result.json"
-        command = [sys.executable, str(PROGRAM), *flags, "--json", str(file)]
+        words = [sys.executable, str(Path(__file__).with_name(program)), *flags]
         try:
-            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                  text=True, timeout=limit)  # fmt: skip
+            done = subprocess.run(
+                [*words, "--json", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                text=True, timeout=min(limit, left),
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return {"error": f"not finished after {limit:.0f} s"}
+            return {"error": _NO_TIME if left < limit else f"not finished after {limit} s"}
         row = {"result": json.loads(file.read_text(encoding="utf-8"))} if file.exists() else {}
         if done.returncode:
             row["error"] = " | ".join(done.stdout.strip().splitlines()[-3:])
         return row
-
-
-def cifar100_minutes(rows):
-    """The preset's four steps at the rates of its network and size, without evaluation, or None.
-
-    The student sees at most K images of each of 100 classes.
-    """
-    for row in rows:
-        result = row.get("result", {})
-        if (result.get("model"), result.get("input_size")) == ("resnet50", CIFAR100.input_size):
-            train, infer = (result.get(task, {}).get("ours") for task in ("train", "infer"))
-            if train and infer:
-                labelled = 50_000 - 100 * CIFAR100.val_per_class
-                images = (CIFAR100.teacher.epochs + CIFAR100.finetune.epochs) * labelled
-                images += CIFAR100.student.epochs * 100 * CIFAR100.k
-                return (images / train + 150_000 / infer) / 60
-    return None

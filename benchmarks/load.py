@@ -20,7 +20,6 @@ Writes   with --json FILE: {cores, busy, repeats, machine, rows}, a row {model, 
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -34,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file fr
 import torch
 
 from benchmarks import baselines, timing
+from data import write_json
 from data.workers import cores
 from stages import flags
 from stages.device import set_up_device
@@ -166,7 +166,7 @@ def main(argv=None):
     result = {"cores": cores(), "busy": args.busy, "repeats": args.repeats}
     result |= {"machine": timing.machine(torch.device("cpu")), "rows": rows}
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ Writes   with --json FILE: the rates in images/s, the ratios, the shares, the se
 import argparse
 import heapq
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the programs do, before torch
 
 import cv2
 import numpy as np
@@ -36,7 +38,7 @@ import torch
 from sklearn.datasets import load_sample_images
 
 import engine
-from data import Normalise, open_pool
+from data import Normalise, open_pool, write_json
 from models import MODELS, build_model
 from ranking import Selector
 from stages import checkpoint, flags, scoring
@@ -252,7 +254,7 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         result = measure(args, Path(folder))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, result)
     print(json.dumps(result, indent=2))
 
 
@@ -279,7 +281,7 @@ def measure(args, folder):
         "batch_size": args.batch_size,
         "images": counted,
         "device": torch.cuda.get_device_name() if bench.device.type == "cuda" else "cpu",
-        "precision": str(bench.compute.precision),
+        "precision": bench.compute.precision_name,
         "threads": torch.get_num_threads(),
         "p": P,
         "k": K,

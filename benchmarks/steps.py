@@ -11,12 +11,16 @@ first    seconds from the start of the program to the end of its first optimizer
 imports  of these, until the program's modules are imported
 peak     largest resident memory of the program in MB, its mapped files included
 bound    for the pool: its uint8 size plus 1,000 MB
+answers  seconds that a program takes for --help, for a wrong flag, and to find its stage finished
 
-Writes   with --json FILE: {"demo": {stage: {...}}, "pool": {...}}, figures of the second run
+Writes   with --json FILE: {"demo": {stage: {...}}, "pool": {...}, "answers": {...}}, figures of the
+         second run
 """
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,10 +33,12 @@ import cv2
 import numpy as np
 
 from benchmarks.decode import write_shards
+from data import write_json
 from models import MODELS
 from stages import flags
 from stages.config import versions
 
+ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["--epochs", 1, "--passes", 2]  # the demo's trainings, cut short: only their start matters
 STEPS = {
     "teacher": ("main", SHORT),
@@ -44,16 +50,19 @@ PROGRAM = """
 import importlib, json, resource, sys, time
 spawned, name, flags = json.loads(sys.argv[1])
 program = importlib.import_module(name)
-import engine, ranking
+from stages import training
+import ranking
 imported, first = time.time(), []
-def noted(function):
-    def call(*args, **kwargs):
-        result = function(*args, **kwargs)
+fit, add = training.fit, ranking.Selector.add
+def noted_fit(*args):
+    for state in fit(*args):
         first.append(time.time())
-        return result
-    return call
-engine.learning_rate = noted(engine.learning_rate)  # asked for at the start of a step
-ranking.Selector.add = noted(ranking.Selector.add)
+        yield state
+def noted_add(*args):
+    best = add(*args)
+    first.append(time.time())
+    return best
+training.fit, ranking.Selector.add = noted_fit, noted_add
 program.main(flags)
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3  # KB; bytes on a Mac
 print(json.dumps({"imports": imported - spawned, "first": first[0] - spawned, "peak": peak}))
@@ -74,11 +83,12 @@ def parse(argv):
 
 def run(program, *flags):
     """One program from its start to its end; -> its figures, rounded, with its seconds."""
-    root, began = str(Path(__file__).resolve().parents[1]), time.time()
+    began = time.time()
     order = json.dumps([began, program, [*map(str, flags), "--device", "cpu", "--overwrite"]])
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, order], cwd=root, capture_output=True, text=True
-    )
+        [sys.executable, "-c", PROGRAM, order], cwd=ROOT, capture_output=True, text=True,
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},  # as the programs do, see stages/flags.py
+    )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr)
     found = json.loads(done.stdout.splitlines()[-1]) | {"seconds": time.time() - began}
@@ -89,6 +99,23 @@ def demo(folder):
     where = ["--preset", "demo", "--run-dir", folder / "demo", "--data-dir", folder / "data"]
     for _ in range(2):
         found = {stage: run(name, *where, *flags) for stage, (name, flags) in STEPS.items()}
+    return found
+
+
+def answers(folder):
+    """Seconds of what needs no torch, each the middle one of five: {name: seconds}."""
+    finished = ["--preset", "demo", "--run-dir", folder / "demo", "--resume"]
+    asked = {"help": ["--help"], "wrong flag": ["--epoch", 1], "finished": finished}
+    found = {}
+    for name, words in asked.items():
+        seconds = []
+        for _ in range(5):
+            began = time.perf_counter()
+            command = [sys.executable, ROOT / "main.py", *words]
+            done = subprocess.run([str(word) for word in command], capture_output=True)
+            seconds.append(time.perf_counter() - began)
+            assert done.returncode == (2 if name == "wrong flag" else 0), done.stderr
+        found[name] = round(statistics.median(seconds), 2)
     return found
 
 
@@ -117,14 +144,15 @@ def large_pool(folder, args):
 def main(argv=None):
     args = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
-        result = {"demo": demo(Path(folder))}
+        result = {"demo": demo(Path(folder)), "answers": answers(Path(folder))}
         for stage, found in result["demo"].items():
             print(f"{stage}: {found}", flush=True)
+        print(f"answers: {result['answers']}", flush=True)
         if args.pool:
             result["pool"] = large_pool(Path(folder), args)
     result["versions"] = versions()
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the programs do, befor
 import torch
 
 from benchmarks import ablations, baselines, gpu_table, resources, timing
+from data import write_json
 from models import MODELS
 from stages import flags
 from stages.device import set_up_device
@@ -161,7 +162,7 @@ def main(argv=None):
         objects.append({**head, **result})
         if args.json:
             written = objects if len(args.model) > 1 else objects[0]
-            args.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+            write_json(args.json, written)
     return int(any(_failed(found) for found in objects))
 
 
