@@ -133,6 +133,7 @@ class Bench:
             "stage": name, "preset": self.args.preset, "dataset": dataset.name, "seed": 0,
             "labels_per_class": None, "input_size": self.preset.input_size, "parent": None,
             "normalisation": {"mean": MEAN, "std": STD}, "training": vars(recipe),
+            "compile": self.device.type == "cuda",
         }  # fmt: skip
         job = training.TrainingJob(
             OpenStage(self.folder / name), config, self.compute(recipe), recipe, dataset,

@@ -10,11 +10,23 @@ import pytest
 import torch
 
 import engine
-from benchmarks import baselines, gpu_table, pool, resources, steps, throughput, timing
+from benchmarks import (
+    ablations,
+    baselines,
+    gpu_check,
+    gpu_table,
+    load,
+    pool,
+    preset,
+    resources,
+    steps,
+    throughput,
+    timing,
+)
 from data import Normalise
-from presets import Training
+from presets import PRESETS, Training
 
-JOB = baselines.Job("resnet8", 16, 4, torch.device("cpu"))
+JOB = baselines.Job("resnet8", 16, 4, torch.device("cpu"), torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +58,7 @@ def seen(monkeypatch):
 @pytest.mark.parametrize("name", baselines.WAYS)
 @pytest.mark.parametrize("task", baselines.TASKS)
 def test_each_way_has_its_precision_format_and_workers_and_only_training_trains(task, name, seen):
-    way = baselines.TASKS[task][baselines.WAYS.index(name)](JOB)
+    way = baselines.TASKS[task][name](JOB)
     with closing(way):  # its workers must not outlive a failure
         counted = next(way)
         assert counted > 0 and counted % JOB.batch_size == 0
@@ -56,19 +68,16 @@ def test_each_way_has_its_precision_format_and_workers_and_only_training_trains(
         changed = [not torch.equal(*pair) for pair in zip(before, after, strict=True)]
         assert all(changed) if task == "train" else not any(changed)
         assert seen["input"].shape == (JOB.batch_size, 3, JOB.input_size, JOB.input_size)
-        if name == "predecessor":
-            assert (seen["formats"], seen["dtype"]) == ([False, False], torch.float32)
-        else:
-            assert (seen["formats"], seen["dtype"]) == (
-                [True, True],
-                JOB.precision or torch.float32,
-            )
+        own = {"float32": torch.float32, "predecessor": torch.float32}
+        format_is_ours = name != "predecessor"
+        assert seen["formats"] == [format_is_ours] * 2
+        assert seen["dtype"] == own.get(name, torch.bfloat16)
         assert len(multiprocessing.active_children()) == baselines.workers(name)
 
 
 def test_only_bare_sees_the_same_batch_again(seen):
-    for name, again in (("bare", True), ("ours", False), ("predecessor", False)):
-        way = baselines.TASKS["infer"][baselines.WAYS.index(name)](JOB)
+    for name, again in (("float32", True), ("ours", False), ("predecessor", False)):
+        way = baselines.TASKS["infer"][name](JOB)
         next(way)
         first = seen["input"].clone()
         next(way)
@@ -86,7 +95,7 @@ def test_the_bare_step_is_the_step_of_the_training_loop():  # in float32, to com
     next(engine.fit(state, images, labels, lambda batch, y: (prepare(batch), y)))
     bare = baselines.network(JOB).train()
     update = baselines.optimizer(bare)
-    baselines.train_step(bare, update, prepare(images), labels, None)
+    baselines.train_step(bare, update, prepare(images), labels, torch.float32)
     start = baselines.network(JOB).parameters()
     for one, other, was in zip(ours.parameters(), bare.parameters(), start, strict=True):
         torch.testing.assert_close(one - was, other - was, rtol=1e-3, atol=1e-6)
@@ -104,9 +113,9 @@ def test_ways_take_turns_and_workers_stock_is_used_up_unmeasured():
             yield 7
 
     lanes = {name: way(name) for name in "abc"}
-    rates = timing.rates(lanes, torch.device("cpu"), 2, 0, prefetched={"b": 2})
+    turns = timing.turns(lanes, torch.device("cpu"), 2, 0, prefetched={"b": 2})
     assert "".join(log) == "abbbc" * 3  # the first round warms up
-    assert all(rate > 0 for rate in rates.values())
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in turns.values())
 
 
 def test_a_way_that_fails_leaves_the_others_their_rates(capsys):
@@ -115,9 +124,17 @@ def test_a_way_that_fails_leaves_the_others_their_rates(capsys):
         raise RuntimeError("out of memory\nand a long story")
 
     lanes = {"bad": broken(), "good": iter(lambda: 5, None)}
-    rates = timing.rates(lanes, torch.device("cpu"), 3, 0)
-    assert rates["bad"] is None and rates["good"] > 0
+    turns = timing.turns(lanes, torch.device("cpu"), 3, 0)
+    assert turns["bad"] is None and timing.median(turns["bad"]) is None
+    assert timing.median(turns["good"]) > 0 and timing.ratio(turns["bad"], turns["good"]) is None
     assert capsys.readouterr().err == "bad: out of memory\n"
+
+
+def test_a_ratio_is_that_of_turns_that_follow_each_other():
+    quiet_then_busy, always_half_of_it = [100.0, 100.0, 10.0], [50.0, 50.0, 5.0]
+    found = timing.ratio(always_half_of_it, quiet_then_busy)
+    assert found == {"median": 0.5, "lowest": 0.5, "highest": 0.5}
+    assert timing.ratio([1.0, 4.0, 2.0], [1.0, 1.0, 1.0])["median"] == 2
 
 
 def test_busy_time_is_the_union_of_the_kernels():
@@ -128,28 +145,144 @@ def test_busy_time_is_the_union_of_the_kernels():
 # --- the program --------------------------------------------------------------------------------
 
 
-def test_the_whole_preset_is_estimated_from_the_rates_of_its_network():
-    result = {"model": "resnet50", "input_size": 128, "train": {"ours": 16_050.0}}
-    rows = [{"error": "no time left"}, {"result": result | {"infer": {"ours": 1_500.0}}}]
-    # (60 + 30) epochs of 45,000 and 120 of 100,000 images; 150,000 scored
-    assert gpu_table.cifar100_minutes(rows) == pytest.approx((1000 + 100) / 60)
-    assert gpu_table.cifar100_minutes(rows[:1]) is None
+def test_a_gradient_scaler_changes_no_step_that_float32_can_hold():
+    images, labels = map(torch.from_numpy, baselines.examples(JOB))
+    images, labels = Normalise(baselines.MEAN, baselines.STD)(images[:4]), labels[:4]
+    networks = baselines.network(JOB), baselines.network(JOB)
+    for model, scaler in zip(networks, (None, torch.amp.GradScaler("cpu")), strict=True):
+        update = baselines.optimizer(model)
+        baselines.train_step(model, update, images, labels, torch.float32, scaler)
+    for one, other in zip(*(model.parameters() for model in networks), strict=True):
+        torch.testing.assert_close(one, other)
+    names = ablations._variants(JOB, "train", {})[0].keys()
+    assert not any("fp16" in name or name == "loop" for name in names)  # for a GPU
+
+
+def test_the_choice_of_precision_is_shown_beside_the_better_one(monkeypatch):
+    turns = {"float32": [10.0, 30.0], "bfloat16": [20.0, 20.0], "ours": [19.0, 19.0]}
+    turns |= {"dataloader": [10.0, 10.0], "predecessor": None}
+    monkeypatch.setattr(timing, "turns", lambda *args: turns)
+    monkeypatch.setattr(baselines, "TASKS", {"train": dict.fromkeys(baselines.WAYS, seven)})
+    args = throughput.arguments(["--quick"])
+    result, lines = throughput.rates(JOB, args)
+    found = result["train"]
+    assert found["bare"] == found["bfloat16"] == 20
+    assert found["ratios"]["ours / bare"]["median"] == pytest.approx(0.95)
+    assert found["ratios"]["auto / better"]["median"] == pytest.approx((1 + 20 / 30) / 2)
+    assert found["ratios"]["ours / predecessor"] is None and "failed" in "".join(lines)
+
+
+def seven(job):
+    while True:
+        yield 7
+
+
+FLAGS = "--model resnet8 --input-size 8 --batch-size 4 --device cpu"
 
 
 @pytest.mark.slow
 def test_a_quick_run_writes_its_rates_and_a_failed_run_costs_its_own_row(tmp_path, capsys):
-    flags = ["--model", "resnet8", "--input-size", "8", "--batch-size", "4", "--device", "cpu"]
     file = tmp_path / "table.json"
-    runs = [(["--model", "resnet9"], 60), ([*flags, "--quick"], 120), (flags, 0)]
-    assert gpu_table.fill(file, runs) == 2
-    unknown, done, late = json.loads(file.read_text())["rows"]
-    assert "resnet9" in unknown["error"] and "no time left" in late["error"]
+    quick = ["throughput.py", *FLAGS.split(), "--quick"]
+    runs = [(["throughput.py", "--model", "resnet9"], 60), (quick, 120)]
+    assert gpu_table.fill(file, runs) == 1
+    unknown, done = json.loads(file.read_text())["rows"]
+    assert "resnet9" in unknown["error"]
     result = done["result"]
-    assert list(result) == ["model", "input_size", "batch_size", "device", "train", "infer"]
-    assert list(result.values())[:4] == ["resnet8", 8, 4, "cpu"]
+    head = {"model": "resnet8", "input_size": 8, "batch_size": 4, "device": "cpu"}
+    assert result.items() >= head.items()
     for task in ("train", "infer"):
-        assert list(result[task]) == [*baselines.WAYS, "float32", "bfloat16"]
-        assert all(math.isfinite(rate) and rate > 0 for rate in result[task].values())
+        rates = [result[task][name] for name in throughput.COLUMNS]
+        assert all(math.isfinite(rate) and rate > 0 for rate in rates)
+        assert result[task]["bare"] == result[task][result["precision"]]
+
+
+def test_a_table_goes_on_with_the_rows_that_had_no_time(tmp_path, monkeypatch):
+    asked, file = [], tmp_path / "table.json"
+
+    def row(command, limit, left):
+        asked.append(command[0])
+        return {"error": "no time left"} if left < limit else {"result": {}}
+
+    monkeypatch.setattr(gpu_table, "_row", row)
+    runs = [(["short.py"], 10), (["long.py"], 1000)]
+    assert gpu_table.fill(file, runs, seconds=100) == 1 and gpu_table.unfinished(file)
+    assert gpu_table.fill(file, runs, seconds=10_000, resume=True) == 0
+    assert asked == ["short.py", "long.py", "long.py"] and not gpu_table.unfinished(file)
+
+
+def test_a_row_without_time_is_told_from_one_that_hangs():
+    hanging = ["throughput.py", "--help"]
+    assert gpu_table._row(hanging, 0.001, 100) == {"error": "not finished after 0.001 s"}
+    assert gpu_table._row(hanging, 100, 0.001) == gpu_table._row(hanging, 1, 0)
+
+
+def test_the_gpu_check_goes_on_where_the_last_booking_stopped(tmp_path, capfd):
+    log, note = tmp_path / "log", "import sys; open(sys.argv[1], 'a').write(sys.argv[2])"
+    # A step that saves its state when it is stopped, and is done the next time.
+    step = tmp_path / "step.py"
+    step.write_text(
+        "import pathlib, signal, sys, time\n"
+        "log = pathlib.Path(sys.argv[1])\n"
+        "if 'S' not in log.read_text():\n"
+        "    def save(*_):\n"
+        "        log.write_text(log.read_text() + 'S')\n"
+        "        sys.exit(143)\n"
+        "    signal.signal(signal.SIGTERM, save)\n"
+        "    print('waiting', flush=True)\n"
+        "    time.sleep(60)\n"
+        "log.write_text(log.read_text() + 'D')\n"
+    )
+    words = {"tests": ["-c", note, str(log), "T"], "runs": [], "seconds": 3}
+    steps = [[str(step), str(log)]]
+    assert gpu_check.check(tmp_path, steps, **words) == 75
+    assert log.read_text() == "TS"
+    assert gpu_check.check(tmp_path, steps, **words | {"seconds": 60}) == 0
+    assert log.read_text() == "TSD"
+    assert gpu_check.check(tmp_path, steps, **words) == 0  # nothing is left to do
+    assert log.read_text() == "TSD"
+
+
+def test_the_gpu_check_ends_with_a_test_that_fails(tmp_path):
+    code = gpu_check.check(tmp_path, [], tests=["-c", "raise SystemExit(1)"], runs=[])
+    assert code == 1 and not (tmp_path / "progress.json").exists()
+
+
+def test_the_sizes_of_a_preset_follow_from_its_numbers():
+    sizes = preset.sizes_of(PRESETS["cifar100"])
+    assert sizes == (100, 45_000, 5_000, 10_000, 150_000, 100_000)
+    assert preset.sizes_of(PRESETS["lab"]).pool == 50_000 - 2_500 - 2_000
+
+
+def test_a_preset_takes_its_epochs_times_an_epoch_and_the_rest_once():
+    training = {"epoch_seconds": 60, "once_seconds": 30}
+    measured = {"teacher": training, "student": training, "samples": {"seconds": 90}}
+    found = preset.minutes(PRESETS["cifar100"], measured)
+    epochs = [
+        getattr(PRESETS["cifar100"], name).epochs for name in ("teacher", "student", "finetune")
+    ]
+    assert [found[name] for name in ("teacher", "student", "finetuned")] == [
+        number + 0.5 for number in epochs
+    ]
+    assert found["all"] == sum(epochs) + 3 * 0.5 + 1.5
+
+
+@pytest.mark.slow
+def test_a_preset_is_measured_by_its_stages(tmp_path):
+    file = tmp_path / "preset.json"
+    flags = "--preset demo --quick --epochs 3 --device cpu --json"
+    preset.main([*flags.split(), str(file)])
+    result = json.loads(file.read_text())
+    assert result["measured"]["teacher"]["examples"] == 40
+    assert all(minutes > 0 for minutes in result["minutes"].values())
+
+
+@pytest.mark.slow
+def test_threads_are_timed_beside_other_work(tmp_path):
+    file = tmp_path / "load.json"
+    load.main(["--quick", "--json", str(file)])
+    (row,) = json.loads(file.read_text())["rows"]
+    assert all(row[name] > 0 for name in load.LOADS)
 
 
 def test_the_table_for_a_gpu_needs_a_file(capsys):
