@@ -130,7 +130,7 @@ def fit(state, images, labels, augment, compiler=None):
     compiler  such as torch.compile: makes a faster form, with the same weights, of the network that
               is trained; whoever evaluates the network runs it as it is
 
-    A step whose loss or gradient is not finite changes nothing, nor does any step after it;
+    A step whose loss or gradient is not finite changes no weight, nor does any step after it;
     `state.metrics()` raises FloatingPointError from then on.
     """
     model, recipe, optimizer = state.model, state.recipe, state.optimizer
@@ -161,6 +161,7 @@ def fit(state, images, labels, augment, compiler=None):
             if state.average:
                 state.update_average()
 
+            # Of a mixed image the first of its two labels counts as right.
             right = (logits.detach().argmax(1) == target).sum()
             state.sums += torch.stack([loss.detach() * len(index), right, optimizer.found_inf])
             state.seen += batch_size
@@ -178,7 +179,8 @@ def epoch_batches(count, recipe, seed, epoch):
     All batches of a training have the same size: a GPU compiles and tunes its kernels for each size
     anew, and a last batch of one image would break batch norm.  What does not fill a batch at the
     end of an epoch goes into the first batch of the next one, so every example comes up equally
-    often; only what is left at the very end is dropped.
+    often; only what is left at the very end is dropped.  Of 10 images in batches of 4, epoch 0 has
+    2 batches and carries 2 images over, epoch 1 has 3 batches.
     """
     images = count * recipe.passes  # in an epoch
     size = min(recipe.batch_size, images)

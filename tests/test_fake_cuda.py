@@ -206,7 +206,7 @@ def test_an_evaluation_is_waited_for_once(watch, monkeypatch, count, ema_decay):
     watch.waits = []
     logits = training.evaluate(state, images, prepare)
     assert logits.device.type == "cpu" and len(logits) == count
-    assert watch.waits == ["aten._to_copy.default"]
+    assert len(watch.waits) == 1
     training.test_once(state, images, prepare)
     assert len(watch.waits) == 1 + 2  # logits and features
 
