@@ -1,13 +1,17 @@
-"""What makes a step a program.
+"""What makes a step a program.  To be read in the order of a step:
 
+flags       command lines
 program     exit codes, errors in one line
 signals     Ctrl-C and SIGTERM: save first, then stop
-flags       command lines
-device      where a step computes: device, threads, memory
-folder      a stage's folder: its states, its files, what a finished stage hands on
-inherit     settings from the stage before; what --resume may not change
+device      what a step computes with: device, precision, threads
+folder      a stage's folder: its states, its files
+lifetime    a stage from its first look at its folder to its result.json
+finished    what a finished stage hands on to the next one
+inherit     settings from the preset, the stage before and the flags; what --resume may not change
 dataset     the labelled set and its split
-checkpoint  model.pt and resume.pt
+config      config.json
+estimate    the hours of a training on a CPU
 training    steps 1, 3 and 4: follow a training, log it, save it, test once at the end
 scoring     step 2: the walk over the pool
+checkpoint  model.pt and resume.pt
 """
