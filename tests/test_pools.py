@@ -278,7 +278,7 @@ def decoded(monkeypatch):
 
 def pixels(source):
     """All images of a source: uint8 (N, S, S, 3)."""
-    return source.images[slice(None)].numpy()
+    return source.images[slice(None)].numpy().copy()  # of files that a test may damage
 
 
 def checksums_of(source):
