@@ -2,7 +2,7 @@
 
     python student_train.py                   # RUN/samples -> RUN/student
 
-Expect   --preset demo: a quarter of a minute, about 94 % of the digits right.  --preset lab: 9
+Expect   --preset demo: a quarter of a minute, about 92 % of the digits right.  --preset lab: 9
          minutes and 26 % of CIFAR-100's 100 classes on two cores.  RESULTS.md has every number.
 Reads    RUN/samples; the pools and the labelled set it names (its validation and test images only)
 Writes   RUN/student: config.json, metrics.jsonl, model.pt, TensorBoard's events, and, last,
