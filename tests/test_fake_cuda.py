@@ -26,6 +26,7 @@ from topk import TopK
 CUDA = torch.device("cuda", 0)
 CLASSES, SIDE = 10, 16
 aten = torch.ops.aten
+COPIES = (aten._to_copy, aten.copy_, aten.to)
 
 # copy.deepcopy, for the moving average, looks whether a tensor has a content
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
@@ -61,8 +62,11 @@ class Watch(TorchDispatchMode):
                 return result
         result = operation(*args, **kwargs)
         everything = given + [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
-        # A number on the CPU may stand beside a GPU's tensors: a kernel gets it as an argument.
-        apart = {x.device.type for x in everything if x.dim() or x.device.type == "cuda"}
+        if (
+            operation.overloadpacket not in COPIES
+        ):  # others get a number from the CPU as an argument
+            everything = [x for x in everything if x.dim() or x.device.type == "cuda"]
+        apart = {x.device.type for x in everything}
         if len(apart) > 1:
             self._list(given[0], kwargs).append(str(operation))
         if operation is aten.convolution.default:
@@ -153,8 +157,10 @@ WHERE = {
         ({}, {}),
         ({"ema_decay": 0.9, "label_smoothing": 0.1}, {}),
         ({}, {"policy": "crop"}),
+        ({}, {"policy": "randaugment"}),
+        ({}, {"policy": "trivialaugment"}),
         ({}, {"policy": "crop-flip", "precision": torch.float32}),
-        ({}, {"mixup": 0.4, "cutmix": 1.0}),
+        ({}, {"mixup": 0.4, "cutmix": 1.0, "mixed": 0.5}),
     ],
     ids=str,
 )
