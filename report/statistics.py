@@ -1,0 +1,237 @@
+"""The tests behind the verdicts of the study.
+
+Everything is paired: a seed is a whole chain, labels drawn anew, and arms are compared seed by
+seed.  A comparison shows all its differences, their mean, the 95 % t interval and, since few seeds
+tell little about normality, the exact sign-flip p beside it (with n seeds it cannot be below
+2 / 2**n).  Accuracies are percent, differences points.  A test gives one of these words:
+
+    confirmed     the effect has the claim's sign and the size that counts
+    contradicted  an effect that counts is ruled out
+    inconclusive  neither, at these seeds
+    unfinished    not all registered seeds are there yet; no peeking
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+VERDICTS = ("confirmed", "contradicted", "inconclusive", "unfinished")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One comparison over the seeds."""
+
+    name: str
+    differences: tuple[float, ...]  # points, one a seed
+    mean: float
+    low: float  # the interval
+    high: float
+    p_above: float  # one-sided t: the mean is above zero
+    p_flip: float  # two-sided, exact
+
+    @classmethod
+    def of(cls, name, ours, rival):
+        """ours, rival: (n,) each, one number a seed, n > 1."""
+        ours, rival = np.asarray(ours, float), np.asarray(rival, float)
+        found = ours - rival
+        mean = float(found.mean())
+        if np.ptp(found) < 1e-9:  # no spread, no t
+            low, high, p = mean, mean, 0.5 if abs(mean) < 1e-9 else float(mean < 0)
+        else:
+            low, high = stats.ttest_rel(ours, rival).confidence_interval(LEVEL)
+            p = stats.ttest_rel(ours, rival, alternative="greater").pvalue
+        return cls(name, tuple(found), mean, float(low), float(high), float(p), sign_flip(found))
+
+
+def sign_flip(differences):
+    """Two-sided p: the share of all choices of signs whose mean is as far from zero as ours."""
+    found = np.asarray(differences, float)
+    signs = np.array(list(itertools.product((1, -1), repeat=len(found))))  # (2**n, n)
+    means = np.abs((signs * found).mean(1))
+    return float((means >= abs(found.mean()) - 1e-12).mean())
+
+
+def holm(ps):
+    """p values after Holm's correction, in the order given."""
+    adjusted, largest = [0.0] * len(ps), 0.0
+    for rank, index in enumerate(np.argsort(ps, kind="stable")):
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+class Table:
+    """What the runs gave.  accuracies: {arm: {seed: (validation, test)}}"""
+
+    def __init__(self, accuracies):
+        self.accuracies = accuracies
+
+    def missing(self, arms, seeds):
+        """The (arm, seed) pairs that are not there yet."""
+        return [(a, s) for a in arms for s in seeds if s not in self.accuracies.get(a, {})]
+
+    def best(self, candidates, seeds):
+        """The arm with the highest mean on validation images over `seeds`; the first of equals.
+
+        None where a number is missing.  One candidate needs no numbers.
+        """
+        if len(candidates) == 1:
+            return candidates[0]
+        if self.missing(candidates, seeds):
+            return None
+        return max(candidates, key=lambda arm: self.column(arm, seeds, 0).mean())
+
+    def column(self, arm, seeds, subset=1):
+        """(n,) validation (subset 0) or test (1) accuracies of an arm."""
+        return np.array([self.accuracies[arm][seed][subset] for seed in seeds])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test found."""
+
+    verdict: str
+    contrasts: tuple[Contrast, ...] = ()
+    note: str = ""  # which arms were chosen, further p values
+
+
+def _effect(contrast, smallest):
+    """The verdict on a contrast that a claim expects to be at least `smallest` above zero."""
+    if contrast.low > 0 and contrast.mean >= smallest:
+        return "confirmed"
+    return "contradicted" if contrast.high < smallest else "inconclusive"
+
+
+@dataclass(frozen=True)
+class Test:
+    """smallest: the least difference that counts, points"""
+
+    __test__ = False  # for pytest
+    smallest: float
+
+    def sides(self):
+        """Tuples of candidate arms; of each the best on validation images is compared."""
+        raise NotImplementedError
+
+    def judge(self, table, seeds, tuning):
+        """-> Outcome.  seeds: of the comparison; tuning: those the candidates are chosen by."""
+        chosen = [table.best(side, tuning) for side in self.sides()]
+        if None in chosen or table.missing(chosen, seeds):
+            return Outcome("unfinished")
+        note = ", ".join(
+            arm for arm, side in zip(chosen, self.sides(), strict=True) if len(side) > 1
+        )
+        outcome = self._judge(chosen, [table.column(arm, seeds) for arm in chosen])
+        note = "; ".join(filter(None, (note and f"chosen on validation: {note}", outcome.note)))
+        return Outcome(outcome.verdict, outcome.contrasts, note)
+
+
+@dataclass(frozen=True)
+class Difference(Test):
+    """`ours` is better than `rival`.
+
+    confirmed: interval above zero and mean >= smallest; contradicted: interval below smallest
+    """
+
+    ours: tuple[str, ...]
+    rival: tuple[str, ...]
+
+    def sides(self):
+        return self.ours, self.rival
+
+    def _judge(self, arms, columns):
+        contrast = Contrast.of(f"{arms[0]} - {arms[1]}", *columns)
+        return Outcome(_effect(contrast, self.smallest), (contrast,))
+
+
+@dataclass(frozen=True)
+class NoGain(Difference):
+    """`ours` is not better than `rival`: `Difference` with the two verdicts swapped."""
+
+    def _judge(self, arms, columns):
+        outcome = super()._judge(arms, columns)
+        swap = {"confirmed": "contradicted", "contradicted": "confirmed"}
+        return Outcome(swap.get(outcome.verdict, outcome.verdict), outcome.contrasts)
+
+
+@dataclass(frozen=True)
+class Same(Difference):
+    """`ours` and `rival` differ by less than `smallest`.
+
+    confirmed: interval within -smallest .. smallest; contradicted: interval wholly beyond one of
+    them
+    """
+
+    def _judge(self, arms, columns):
+        contrast = Contrast.of(f"{arms[0]} - {arms[1]}", *columns)
+        verdict, least = "inconclusive", self.smallest
+        if -least < contrast.low and contrast.high < least:
+            verdict = "confirmed"
+        elif contrast.low > least or contrast.high < -least:
+            verdict = "contradicted"
+        return Outcome(verdict, (contrast,))
+
+
+@dataclass(frozen=True)
+class Trend(Test):
+    """Accuracy rises from each arm to the next.
+
+    confirmed: Page's trend test over the seeds has p < 0.05, and the mean of last - first is
+    >= smallest; contradicted: the interval of last - first is below smallest
+    """
+
+    arms: tuple[str, ...]
+
+    def sides(self):
+        return tuple((arm,) for arm in self.arms)
+
+    def _judge(self, arms, columns):
+        contrast = Contrast.of(f"{arms[-1]} - {arms[0]}", columns[-1], columns[0])
+        p = stats.page_trend_test(np.stack(columns, 1), method="exact").pvalue
+        verdict = "contradicted" if contrast.high < self.smallest else "inconclusive"
+        if p < 1 - LEVEL and contrast.mean >= self.smallest:
+            verdict = "confirmed"
+        return Outcome(verdict, (contrast,), f"Page's trend test p = {p:.3g}")
+
+
+@dataclass(frozen=True)
+class Peak(Test):
+    """Accuracy is higher at `peak`, named beforehand, than at both ends.
+
+    confirmed: both flanks rise by >= smallest in the mean and have p < 0.05 (one-sided t, Holm);
+    contradicted: the interval of a flank is below smallest
+    """
+
+    first: str
+    peak: str
+    last: str
+
+    def sides(self):
+        return (self.first,), (self.peak,), (self.last,)
+
+    def _judge(self, arms, columns):
+        flanks = tuple(
+            Contrast.of(f"{arms[1]} - {arms[end]}", columns[1], columns[end]) for end in (0, 2)
+        )
+        ps = holm([flank.p_above for flank in flanks])
+        verdict = "inconclusive"
+        if any(flank.high < self.smallest for flank in flanks):
+            verdict = "contradicted"
+        elif max(ps) < 1 - LEVEL and all(flank.mean >= self.smallest for flank in flanks):
+            verdict = "confirmed"
+        return Outcome(verdict, flanks, f"Holm's p = {ps[0]:.3g} and {ps[1]:.3g}")
+
+
+def verdict_of(outcomes):
+    """The word for a claim of several tests.  It is confirmed where all are, which needs no
+    correction for their number, and contradicted where one is.
+    """
+    words = {outcome.verdict for outcome in outcomes}
+    for word in ("unfinished", "contradicted", "inconclusive"):
+        if word in words:
+            return word
+    return "confirmed"

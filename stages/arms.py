@@ -1,0 +1,272 @@
+"""An arm of the study becomes runs of the four steps.
+
+An arm says what it changes in which step.  A value may hang on the preset or on another arm, so
+that one arm suits every preset:
+
+    Times(2)             twice the preset's value
+    Images(0.5)          `epochs` for half the images that the preset's step processes
+    Compute("pipeline")  `epochs` for the whole compute of the arm "pipeline"
+    Share(0.4)           `k` for 40 % as many rows as the pool has images
+    ALL                  `labels_per_class` for all labels that validation leaves
+
+An arm that says nothing about a step's length processes the preset's number of images there, also
+where K, the pool or the labels have other sizes.  Compute is images x multiply-adds, three times
+as many for an image of a training (forward, and two passes of its size backward) as for one that
+is only scored.
+"""
+
+import functools
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from presets import PRESETS, Training
+
+from .runs import Run
+
+# The steps in their order, with the part of a preset that holds their training.  "further" is a
+# step 1 that starts from the teacher's weights.
+STEPS = {"teacher": "teacher", "further": "finetune", "samples": None}
+STEPS |= {"student": "student", "finetuned": "finetune"}
+ALL = "all labels"
+# data set -> classes, training images, fewest of a class
+_LABELLED = {"cifar100": (100, 50_000, 500), "cifar10": (10, 50_000, 5_000)}
+_LABELLED |= {"digits": (10, 1_198, 116)}
+_POOLS = {"cifar10": 50_000, "tiny-imagenet": 100_000, "stl10": 100_000, "patches": 258}
+
+
+@dataclass(frozen=True)
+class Times:
+    """`factor` times the preset's value; a whole number stays one, 1 at the least."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Images:
+    """As many images as `factor` times those of the preset's step `step` (None: the same one)."""
+
+    factor: float
+    step: str | None = None
+
+
+@dataclass(frozen=True)
+class Compute:
+    """`factor` times the compute of a whole arm, rounded up to a whole pass over the images."""
+
+    arm: str
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """K such that K * classes is `factor` times the pool."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm changes, step by step: fields of presets.Training, and of a samples step
+    `p`, `k`, `strategy`, `unlabeled`, `pool_size`, of a teacher `labels_per_class`.
+    """
+
+    name: str
+    teacher: dict = field(default_factory=dict)
+    further: dict | None = None  # None: there is no such step
+    samples: dict = field(default_factory=dict)
+    student: dict = field(default_factory=dict)
+    finetuned: dict = field(default_factory=dict)
+    ends: str = "finetuned"  # its last step, whose accuracy is the arm's
+
+    def steps(self):
+        """The names of its steps, in order."""
+        for step in STEPS:
+            if step != "further" or self.further is not None:
+                yield step
+            if step == self.ends:
+                return
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes the runs of arms.
+
+    named: a preset's name;  base: presets.Preset, the one that the arms change (the named one, or
+    a short form of it);  arms: {name: Arm};  code: digest of the code that decides the numbers
+    """
+
+    named: str
+    base: object
+    arms: dict
+    code: str
+
+    def run(self, name, seed):
+        """The last Run of an arm, its parents in it.  Raises ValueError for an unknown arm."""
+        if name not in self.arms:
+            raise ValueError(f"there is no arm {name!r}; choose from {', '.join(self.arms)}")
+        arm, parent = self.arms[name], None
+        steps = self._steps(arm)
+        for step in arm.steps():
+            flags, images, multiply_adds = steps[step]
+            values = asdict(PRESETS[self.named])
+            kept = STEPS[step] or "no training"
+            others = {"teacher", "student", "finetune"} - {kept}
+            values = {name: value for name, value in values.items() if name not in others}
+            parent = Run(
+                step, self.named, seed, flags, values, parent, images, multiply_adds, self.code
+            )
+        return parent
+
+    def compute(self, name):
+        """Multiply-adds of all steps of an arm."""
+        arm = self.arms[name]
+        steps = self._steps(arm)
+        return sum(steps[step][2] for step in arm.steps())
+
+    def _steps(self, arm):
+        """step -> flags that differ from the preset's, images, multiply-adds."""
+        sizes = _Sizes.of(self.base, arm)
+        done, network = {}, {"samples": self._training(arm, "teacher").model}
+        for step in arm.steps():
+            if step == "samples":
+                model, images = network[step], sizes.pool
+                flags, times = self._sample_flags(arm, sizes), 1
+            else:
+                recipe, rows = self._training(arm, step), sizes.rows(step)
+                recipe = self._with_length(recipe, arm, step, rows, done)
+                model, images = recipe.model, recipe.epochs * recipe.passes * rows
+                flags, times = self._training_flags(arm, step, recipe, sizes), 3
+            cost = multiply_adds(model, self.base.input_size, sizes.classes)
+            done[step] = flags, images, times * images * cost
+        return done
+
+    def _training(self, arm, step):
+        """The Training of a step but for its length."""
+        recipe = getattr(self.base, STEPS[step])
+        changes = {n: v for n, v in (getattr(arm, step) or {}).items() if n in _TRAINING}
+        changes.pop("epochs", None)
+        changes = {
+            name: _times(getattr(recipe, name), value) if isinstance(value, Times) else value
+            for name, value in changes.items()
+        }
+        if step in ("further", "finetuned"):  # they go on with what the step before has trained
+            changes["model"] = self._training(arm, "student" if step == "finetuned" else "teacher")
+            changes["model"] = changes["model"].model
+        return replace(recipe, **changes)
+
+    def _with_length(self, recipe, arm, step, rows, done):
+        """The Training with its epochs and passes."""
+        epochs = (getattr(arm, step) or {}).get("epochs", Images(1))
+        if not isinstance(epochs, Images | Compute):
+            return replace(recipe, epochs=epochs)
+        if isinstance(epochs, Compute):
+            size, classes = self.base.input_size, _LABELLED[self.base.dataset][0]
+            spent = sum(compute for _, _, compute in done.values())
+            left = epochs.factor * self.compute(epochs.arm) - spent
+            passes = -(-left // (3 * multiply_adds(recipe.model, size, classes) * rows))
+        else:
+            other = epochs.step or step
+            usual = getattr(self.base, STEPS[other])
+            images = usual.epochs * usual.passes * _Sizes.of(self.base).rows(other)
+            passes = round(epochs.factor * images / rows)
+        return _of_length(recipe, max(1, int(passes)))
+
+    def _training_flags(self, arm, step, recipe, sizes):
+        preset = PRESETS[self.named]
+        usual = asdict(getattr(preset, "teacher" if step == "further" else STEPS[step]))
+        flags = {n: v for n, v in asdict(recipe).items() if v != usual[n]}
+        if "batch_size" in flags:  # alone it would scale the rate
+            flags["learning_rate"] = recipe.learning_rate
+        if step in ("further", "finetuned"):
+            flags.pop("model", None)  # that of the step before, whatever the preset says
+        if step in ("teacher", "further"):
+            labels = arm.teacher.get("labels_per_class", self.base.labels_per_class)
+            labels = sizes.labels_per_class if labels == ALL else labels
+            shared = {"input_size": self.base.input_size, "labels_per_class": labels}
+            flags |= {n: v for n, v in shared.items() if v != getattr(preset, n)}
+        return _flags(flags)
+
+    def _sample_flags(self, arm, sizes):
+        preset, changes = PRESETS[self.named], arm.samples
+        flags = {"p": sizes.p, "k": sizes.k, "unlabeled": changes.get("unlabeled")}
+        flags = {n: v for n, v in flags.items() if v != getattr(preset, n)}
+        flags |= {"strategy": changes.get("strategy")}
+        flags |= {"pool_size": sizes.pool if "pool_size" in changes else None}
+        return _flags(flags)
+
+
+_TRAINING = {setting.name for setting in fields(Training)}
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """How many images an arm has, as far as that is known before it runs."""
+
+    classes: int
+    labels_per_class: int
+    pool: int
+    p: int
+    k: int
+    ranked: bool
+
+    @classmethod
+    def of(cls, base, arm=None):
+        classes, images, fewest = _LABELLED[base.dataset]
+        arm = arm or Arm("")
+        labels = arm.teacher.get("labels_per_class", base.labels_per_class)
+        labels = fewest - base.val_per_class if labels in (ALL, None) else labels
+        specs = arm.samples.get("unlabeled", base.unlabeled)
+        heldout = images - classes * (labels + base.val_per_class)
+        pool = sum(heldout if spec == "heldout" else _POOLS[spec] for spec in specs)
+        pool = _times(pool, arm.samples.get("pool_size", pool))
+        k = arm.samples.get("k", base.k)
+        k = round(k.factor * pool / classes) if isinstance(k, Share) else _times(base.k, k)
+        p = arm.samples.get("p", base.p)
+        return cls(classes, labels, pool, p, k, "strategy" not in arm.samples)
+
+    def rows(self, step):
+        """Training examples of a step, at the most."""
+        if step == "student":
+            return min(self.k * self.classes, self.pool * (self.p if self.ranked else 1))
+        return self.labels_per_class * self.classes
+
+
+def _times(usual, value):
+    if not isinstance(value, Times):
+        return value
+    new = usual * value.factor
+    return max(1, round(new)) if isinstance(usual, int) else float(f"{new:.6g}")
+
+
+def _of_length(recipe, total):
+    """A Training of `total` passes over its images or slightly more, with about as many epochs
+    (and so evaluations) as before."""
+    if total == recipe.epochs * recipe.passes:
+        return recipe
+    wish = max(1, round(total / recipe.epochs))
+    near = range(max(1, wish // 2), min(2 * wish, total) + 1)
+    passes = min(near, key=lambda passes: (-total % passes, abs(passes - wish)))
+    return replace(recipe, epochs=-(-total // passes), passes=passes)
+
+
+def _flags(settings):
+    """{"learning_rate": 0.1} -> (("--learning-rate", "0.1"),); what is None is left out."""
+    flags = []
+    for name, value in sorted(settings.items()):
+        text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if value is not None:
+            flags.append(("--" + name.replace("_", "-"), text))
+    return tuple(flags)
+
+
+@functools.cache
+def multiply_adds(model, size, classes):
+    """Multiply-adds of a network for one image of `size` pixels a side, forward, counted by torch."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from models import build_model
+
+    network = build_model(model, classes).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, size, size))
+    return counter.get_total_flops() // 2
