@@ -277,10 +277,14 @@ def _teacher_capacity(settings, preset):
             "teacher",
             {
                 "its student": tuple(
-                    zip((*_TABLE2, "32x48"), (75.7, 77.6, 78.2, 78.7, 78.7, 79.1, 79.1), strict=True)
+                    zip(
+                        (*_TABLE2, "32x48"), (75.7, 77.6, 78.2, 78.7, 78.7, 79.1, 79.1), strict=True
+                    )
                 ),
                 "teacher": tuple(
-                    zip((*_TABLE2, "32x48"), (70.6, 76.4, 77.6, 78.5, 79.1, 79.6, 79.8), strict=True)
+                    zip(
+                        (*_TABLE2, "32x48"), (70.6, 76.4, 77.6, 78.5, 79.1, 79.6, 79.8), strict=True
+                    )
                 ),
             },
             {
@@ -453,9 +457,7 @@ def _k(settings, preset):
 
 def _p(settings, preset):
     values = (1, 2, 5) if preset == "demo" else (1, 2, 5, 10, 25)
-    arms = {
-        p: PIPELINE if p == settings.p else Arm(f"P = {p}", samples={"p": p}) for p in values
-    }
+    arms = {p: PIPELINE if p == settings.p else Arm(f"P = {p}", samples={"p": p}) for p in values}
     others = [p for p in values if p not in (1, settings.p)]
     return Claim(
         "p",

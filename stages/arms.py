@@ -98,11 +98,15 @@ class Planner:
     base: object
     arms: dict
     code: str
+    made: dict = field(default_factory=dict, compare=False, repr=False)  # (arm, seed) -> Run
 
     def run(self, name, seed):
-        """The last Run of an arm, its parents in it.  Raises ValueError for an unknown arm."""
-        if name not in self.arms:
-            raise ValueError(f"there is no arm {name!r}; choose from {', '.join(self.arms)}")
+        """The last Run of an arm, its parents in it."""
+        if (name, seed) not in self.made:
+            self.made[name, seed] = self._run(name, seed)
+        return self.made[name, seed]
+
+    def _run(self, name, seed):
         arm, parent = self.arms[name], None
         steps = self._steps(arm)
         for step in arm.steps():
@@ -260,7 +264,7 @@ def _flags(settings):
 
 @functools.cache
 def multiply_adds(model, size, classes):
-    """Multiply-adds of a network for one image of `size` pixels a side, forward, counted by torch."""
+    """Multiply-adds of a network for one image of `size` pixels a side, counted by torch."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

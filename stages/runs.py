@@ -190,12 +190,12 @@ class Work:
     def __init__(self, runs, place):
         self.place = place
         self.waiting = [run for run in runs if run.result(place.runs) is None]
-        self.at_work = {}  # slot -> run, child, when it was started
+        self.at_work = {}  # slot -> run, child
         self.failed = {}  # run -> the last line of its log
 
     def go_on(self, stopping):
-        """Yield a finished run and the seconds it took, or None every POLL_SECONDS, until all is
-        done or `stopping()`; then the children save their state and stop.
+        """Yield a run that has finished, or None every POLL_SECONDS, until all is done or
+        `stopping()`; then the children save their state and stop.
         """
         try:
             while self.waiting or self.at_work:
@@ -210,12 +210,12 @@ class Work:
             self._stop()
 
     def _finished(self):
-        for slot, (run, child, began) in list(self.at_work.items()):
+        for slot, (run, child) in list(self.at_work.items()):
             if child.poll() is None:
                 continue
             del self.at_work[slot]
             if child.returncode == 0 and run.result(self.place.runs) is not None:
-                yield run, time.monotonic() - began
+                yield run
             else:
                 self.failed[run.identity] = run, _last_line(run.run_dir(self.place.runs))
 
@@ -235,17 +235,17 @@ class Work:
             self.waiting.remove(run)
             if run.result(self.place.runs) is None:
                 child = self.place.start(run, lock, self.place.cores[free[0]])
-                self.at_work[free[0]] = run, child, time.monotonic()
+                self.at_work[free[0]] = run, child
             os.close(lock)  # the child has it
             started = True
         return started
 
     def _stop(self):
         """Children save their state; a second signal would end them before they have."""
-        for _, child, _ in self.at_work.values():
+        for _, child in self.at_work.values():
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM)
-        for _, child, _ in self.at_work.values():
+        for _, child in self.at_work.values():
             child.wait()
 
 

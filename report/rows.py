@@ -1,0 +1,104 @@
+"""results/runs.csv: a row a run, from which every table and figure of the study is made.
+
+identity, key, parent   16 hexadecimal digits: the run's folder; the same for one setting under all
+                        versions of the code; the identity of the run it starts from
+preset, step, seed      what was run
+arms                    the arms that end with this run, separated by "; "
+settings                the flags that differ from the preset
+images, multiply_adds   processed; three times the network's for an image of a training, once for
+                        one that is scored
+seconds                 spent, in training or scoring
+val_top1, test_top1     percent; empty for a selection
+selected, labels_right  rows of a selection; percent of its labels that are right, where known
+code, commit            digest of the code that decides the numbers; the project's commit
+"""
+
+import csv
+import os
+from pathlib import Path
+
+COLUMNS = ("identity", "key", "parent", "preset", "step", "seed", "arms", "settings", "images")
+COLUMNS += ("multiply_adds", "seconds", "val_top1", "test_top1", "selected", "labels_right")
+COLUMNS += ("code", "commit")
+STEPS = ("teacher", "further", "samples", "student", "finetuned")
+
+
+def read_rows(path):
+    """-> [{column: text}], empty where there is no file.  Raises ValueError for other columns."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path} has other columns than {', '.join(COLUMNS)}; move it away")
+        return list(reader)
+
+
+def write_rows(path, rows):
+    """Write the file whole or not at all, in an order that hangs on the rows alone."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    order = sorted(
+        rows, key=lambda r: (r["preset"], int(r["seed"]), STEPS.index(r["step"]), r["key"])
+    )
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(order)
+    os.replace(partial, path)
+
+
+def row_of(run, result, config):
+    """The row of a finished run, but for its arms.
+
+    run: stages.runs.Run;  result, config: contents of its two files
+    """
+    images = result.get("images_processed", result.get("pool_size"))
+    return {
+        "identity": run.identity[:16],
+        "key": run.key,
+        "parent": run.parent.identity[:16] if run.parent else "",
+        "preset": run.preset,
+        "step": run.step,
+        "seed": str(run.seed),
+        "arms": "",
+        "settings": " ".join(f"{name} {value}" for name, value in run.flags),
+        "images": str(images),
+        "multiply_adds": str(round(images * run.multiply_adds / run.images)),
+        "seconds": str(result["seconds"]),
+        "val_top1": str(result.get("val_top1", "")),
+        "test_top1": str(result.get("test_top1", "")),
+        "selected": str(result.get("selected", "")),
+        "labels_right": str(result.get("pseudo_label_accuracy", "")),
+        "code": run.code,
+        "commit": (config["versions"].get("project") or "")[:12],
+    }
+
+
+def last_rows(rows, preset):
+    """{arm: {seed: row}} of one preset, the row being that of the arm's last run."""
+    found = {}
+    for row in rows:
+        if row["preset"] == preset:
+            for arm in filter(None, row["arms"].split("; ")):
+                found.setdefault(arm, {})[int(row["seed"])] = row
+    return found
+
+
+def accuracies(rows, preset):
+    """{arm: {seed: (validation, test)}} for report.statistics.Table; percent."""
+    return {
+        arm: {s: (float(row["val_top1"]), float(row["test_top1"])) for s, row in seeds.items()}
+        for arm, seeds in last_rows(rows, preset).items()
+    }
+
+
+def chain(rows, row):
+    """A row and those that it came from, the oldest first."""
+    by_identity = {other["identity"]: other for other in rows}
+    found = [row]
+    while found[0]["parent"] in by_identity:
+        found.insert(0, by_identity[found[0]["parent"]])
+    return found

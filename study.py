@@ -1,0 +1,227 @@
+"""The reproduction study: run the arms of the paper's claims, go on after a stop, print verdicts.
+
+    python study.py --preset study                      # run what is missing, then report
+    python study.py --preset study --dry-run            # what there is to do, and for how long
+    python study.py --preset study --claims k p         # some claims only
+    python study.py --preset study --report             # tables and figures from runs.csv alone
+    python study.py --preset study --commands "K x 4"   # the commands that repeat one arm
+
+A run is one step with one seed, a program with one thread; several run at once.  Whatever stops
+this, the same command goes on where it was, and no run that exists is run again.
+
+Reads    claims.py; the data sets
+Writes   RUNS_DIR/<identity>/<stage>; in RESULTS: runs.csv, verdicts.md, figures/*.svg
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from claims import TUNING, base, claims
+from report.rows import accuracies, read_rows, row_of, write_rows
+from report.statistics import Table
+from report.study_page import print_verdicts, write_page
+from stages.arms import Planner
+from stages.progress import Line, Rates, Stop, time_words
+from stages.runs import Place, Work, code_digest
+
+ROOT = Path(__file__).parent
+
+
+def parse(argv):
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    add = parser.add_argument
+    add("--preset", default="study", help="settings that the arms change (default study)")
+    add("--claims", nargs="+", metavar="NAME", help="some of the claims (default all)")
+    add("--seeds", type=int, metavar="N", help="seeds of every claim (default: those registered)")
+    add("--jobs", type=int, metavar="N", help="runs at a time (default: one a core; 1 on a GPU)")
+    add("--budget-minutes", type=float, metavar="M", help="stop then, everything saved")
+    add("--dry-run", action="store_true", help="print what there is to do, and stop")
+    add("--report", action="store_true", help="remake tables and figures, and stop")
+    add("--commands", metavar="ARM", help="print the commands that repeat an arm, and stop")
+    add("--data-dir", type=Path, default=Path("datasets"), metavar="DIR")
+    add("--runs-dir", type=Path, metavar="DIR", help="default runs/study/<preset>")
+    add("--results", type=Path, metavar="DIR", help="default results; on the demo RUNS_DIR")
+    args = parser.parse_args(argv)
+    for name in ("seeds", "jobs", "budget_minutes"):
+        if getattr(args, name) is not None and getattr(args, name) <= 0:
+            parser.error(f"argument --{name.replace('_', '-')}: must be above 0")
+    args.runs_dir = args.runs_dir or Path("runs/study") / args.preset
+    args.results = args.results or (args.runs_dir if args.preset == "demo" else Path("results"))
+    return args
+
+
+def main(argv=None):
+    """Exit codes: 0 done, or the budget is spent; 1 a run has failed; 2 a bad flag; 130 and 143
+    stopped by a signal, everything saved.
+    """
+    args = parse(argv)
+    try:
+        study = Study(args)
+        if args.commands:
+            return study.print_commands(args.commands)
+        if args.dry_run:
+            return study.print_plan()
+        code = 0 if args.report else study.run()
+        outcomes = write_page(args.results, args.preset, study.claims, study.rows(), TUNING)
+        print_verdicts(outcomes)
+    except (ValueError, OSError) as error:
+        print(f"study.py: {error}", file=sys.stderr)
+        code = 2
+    if code:
+        raise SystemExit(code)
+
+
+class Study:
+    """The claims asked for, the runs they need, and the rows there are."""
+
+    def __init__(self, args):
+        self.args, self.csv = args, args.results / "runs.csv"
+        registered = claims(args.preset)
+        known = {claim.name: claim for claim in registered}
+        for name in args.claims or ():
+            if name not in known:
+                raise ValueError(f"--claims {name}: choose from {', '.join(known)}")
+        self.claims = [claim for claim in registered if claim.name in (args.claims or known)]
+        self.planners, code = {}, code_digest(ROOT)
+        for preset in {claim.preset: None for claim in registered}:
+            arms = [a for claim in registered if claim.preset == preset for a in claim.arms]
+            self.planners[preset] = Planner(preset, base(preset), {a.name: a for a in arms}, code)
+        self.seeds = args.seeds or max(claim.seeds for claim in registered)
+        self.done = {}  # identity -> row
+
+    # --- what there is to do --------------------------------------------------------------------
+
+    def wanted(self, claim, rows):
+        """Yield the (arm, seed) pairs of a claim.  Of several candidates only the best, once it is
+        known from the first TUNING seeds, is run with the seeds after these.
+        """
+        seeds, table = self.args.seeds or claim.seeds, Table(accuracies(rows, claim.preset))
+        tuning, short = range(min(TUNING, seeds)), set()
+        for side in (side for test in claim.tests for side in test.sides() if len(side) > 1):
+            short |= set(side) - {table.best(side, tuning)}
+        for seed in range(seeds):
+            for arm in claim.arms:
+                if seed in tuning or arm.name not in short:
+                    yield arm.name, seed
+
+    def plan(self):
+        """{identity: run} for the claims: parents first, claim by claim, seed by seed."""
+        rows = self.rows()
+        return {
+            run.identity: run
+            for claim in self.claims
+            for arm, seed in self.wanted(claim, rows)
+            for run in self.planners[claim.preset].run(arm, seed).chain()
+        }
+
+    def rows(self):
+        """A row for every finished run of any arm, from its folder or from runs.csv; what no arm
+        asks for any more, or newer code has run again, is left out.  Other presets' rows stay.
+        """
+        old = read_rows(self.csv)
+        rows = [row for row in old if row["preset"] not in self.planners]
+        by_key = {row["key"]: row for row in old}
+        seeds = {int(row["seed"]) for row in old} | set(range(self.seeds))
+        for planner in self.planners.values():
+            runs, ends = {}, {}
+            for arm in planner.arms:
+                for last in (planner.run(arm, seed) for seed in seeds):
+                    ends.setdefault(last.key, []).append(arm)
+                    runs |= {run.key: run for run in last.chain()}
+            for key, run in runs.items():
+                if row := self._row(run) or by_key.get(key):
+                    rows.append(row | {"arms": "; ".join(sorted(ends.get(key, ())))})
+        return rows
+
+    def _row(self, run):
+        if run.identity not in self.done and (result := run.result(self.args.runs_dir)):
+            config = (run.folder(self.args.runs_dir) / "config.json").read_text(encoding="utf-8")
+            self.done[run.identity] = row_of(run, result, json.loads(config))
+        return self.done.get(run.identity)
+
+    def print_plan(self):
+        rates, runs_dir, seen = Rates(self.rows()), self.args.runs_dir, set()
+        rows, total = self.rows(), 0.0
+        print(f"{'runs done':>10} {'images left':>12} {'time on one core':>17}  arm")
+        for claim in self.claims:
+            print(f"{claim.name}, preset {claim.preset}")
+            arms = {}
+            for arm, seed in self.wanted(claim, rows):
+                chain = self.planners[claim.preset].run(arm, seed).chain()
+                arms.setdefault(arm, []).extend(run for run in chain if run.identity not in seen)
+                seen |= {run.identity for run in chain}
+            for arm, runs in arms.items():
+                left = [run for run in runs if run.result(runs_dir) is None]
+                seconds, images = sum(map(rates.seconds, left)), sum(run.images for run in left)
+                total += seconds
+                done = f"{len(runs) - len(left)} of {len(runs)}"
+                print(f"{done:>10} {images:>12,} {time_words(seconds):>17}  {arm}")
+        print(f"{len(seen)} runs, {time_words(total)} on one core still to do")
+
+    def print_commands(self, arm):
+        """The commands that repeat an arm, with seed 0, in a folder of their own."""
+        planner = next((p for p in self.planners.values() if arm in p.arms), None)
+        if planner is None:
+            known = sorted({name for p in self.planners.values() for name in p.arms})
+            raise ValueError(f"--commands {arm}: choose from {', '.join(map(repr, known))}")
+        for run in planner.run(arm, 0).chain():
+            where, parent = "runs/again", None
+            if run.step == "further":  # it is a step 1, too
+                where, parent = "runs/again/further", "runs/again/teacher"
+            print("OMP_NUM_THREADS=1 python", shlex.join(run.words(where, parent)))
+
+    # --- doing it -------------------------------------------------------------------------------
+
+    def run(self):
+        """Run all that is missing; -> exit code."""
+        place = Place(ROOT, self.args.runs_dir, self.args.data_dir, *cores(self.args.jobs))
+        failed = {}
+        with Stop(self.args.budget_minutes) as stop:
+            while not (stop() or failed):
+                runs = list(self.plan().values())  # again once candidates can be chosen among
+                work = Work(runs, place)
+                if not work.waiting:
+                    break
+                self._follow(runs, work, stop)
+                failed = work.failed
+        write_rows(self.csv, self.rows())
+        for run, reason in failed.values():
+            print(f"study.py: {run.run_dir(place.runs)}/log.txt: {reason}", file=sys.stderr)
+        if stop.spent or stop.signum:
+            print("stopped, everything saved; the same command goes on", flush=True)
+        return 128 + stop.signum if stop.signum else int(bool(failed))
+
+    def _follow(self, runs, work, stop):
+        rates = Rates(self.rows())
+        line, left = Line(len(runs), rates, len(work.place.cores)), list(work.waiting)
+        for finished in work.go_on(stop):
+            if finished:
+                row = self._row(finished)
+                rates.add(int(row["images"]), int(row["multiply_adds"]), float(row["seconds"]))
+                write_rows(self.csv, self.rows())
+                left = [run for run in left if run.result(work.place.runs) is None]
+            line.show(left, len(work.at_work), finished)
+        line.end()
+
+
+def cores(jobs):
+    """-> a core for each job (None: anywhere), what the runs' environment is to say.
+
+    On a CPU a run has one thread and a core of its own: two such runs do more than one with two
+    threads, and their bits do not depend on the load.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return [None] * (jobs or 1), {}
+    there = sorted(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0))
+    return [there[job % len(there)] for job in range(jobs or len(there))], {"OMP_NUM_THREADS": "1"}
+
+
+if __name__ == "__main__":
+    main()
