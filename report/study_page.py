@@ -219,4 +219,4 @@ def _draw_tests(axes, claim, outcomes):
     if not labels:
         axes.text(0.5, 0.5, "not all seeds are there", ha="center", transform=axes.transAxes)
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_ylim(max(1, len(labels)) - 0.5, -0.5)
