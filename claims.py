@@ -24,7 +24,7 @@ class Plot:
     """The paper's figure and ours, in the form of the paper's own.
 
     paper: {series: ((x, y), ...)};  ours: {series: ((x, arm), ...)};  x is a number on a
-    logarithmic axis, or a word
+    logarithmic axis, or a word; words without an x_label are in no order
     """
 
     x_label: str
@@ -104,8 +104,9 @@ def labels_alone(of, factor=1.0, more="", **changes):
     """The rival: one network on the labels alone, with `factor` of the whole compute of an arm.
 
     of: name of the arm;  more: what the changes are called
+    "labels alone, 1 x pipeline" is a network that has had all the compute of the pipeline.
     """
-    name = f"labels alone, {factor:g} x compute of {of}" + (f", {more}" if more else "")
+    name = f"labels alone, {factor:g} x {of}" + (f", {more}" if more else "")
     return Arm(name, teacher={"epochs": Compute(of, factor), **changes}, ends="teacher")
 
 
@@ -164,8 +165,7 @@ def _pipeline(settings, preset):
             {
                 "semi-supervised": tuple((x, arm.name) for x, arm in stages),
                 "labels alone": tuple(
-                    (x.replace(" x compute of pipeline", " x compute"), arm.name)
-                    for x, arm in compared
+                    (x.replace(" x pipeline", " x compute"), arm.name) for x, arm in compared
                 ),
             },
         ),
@@ -343,13 +343,13 @@ def _self_training(settings, preset):
         Plot(
             "network",
             {
-                "of its own kind": _table2(70.6, 77.6, 78.9, 80.2, 81.1, 81.4),
-                "of the strong teacher": _table2(72.6, 79.1, 79.9, 80.8, 81.2, 81.2),
+                "own kind": _table2(70.6, 77.6, 78.9, 80.2, 81.1, 81.4),
+                "strong teacher": _table2(72.6, 79.1, 79.9, 80.8, 81.2, 81.2),
                 "labels alone": _table2(70.6, 76.4, 77.6, 78.5, 79.1, 79.6),
             },
             {
-                "of its own kind": ((small, own_small.name), (large, own_large.name)),
-                "of the strong teacher": ((small, strong.name),),
+                "own kind": ((small, own_small.name), (large, own_large.name)),
+                "strong teacher": ((small, strong.name),),
                 "labels alone": ((small, small_rival.name), (large, rivals[1].name)),
             },
         ),
@@ -375,7 +375,7 @@ def _pool_size(settings, preset):
         (*arms, rival),
         (Trend(1.0, names(arms)),),
         Plot(
-            "pool, as a share of the largest",
+            "pool, largest = 1",
             {
                 "semi-supervised": tuple(zip(sizes, paper, strict=True)),
                 "labels alone": ((1, 76.4),),
@@ -417,7 +417,7 @@ def _iterations(settings, preset):
             Difference(0.5, names(alone[:-1]), names(alone[-1:])),
         ),
         Plot(
-            "images processed, as a multiple of the default's",
+            "images processed, default = 1",
             {
                 "semi-supervised": tuple(
                     zip(paper, (74.9, 77.7, 78.6, 79.1, 79.3, 79.4), strict=True)
@@ -448,7 +448,7 @@ def _k(settings, preset):
         arms,
         (Peak(0.5, arms[0].name, PIPELINE.name, arms[-1].name),),
         Plot(
-            "K, as a multiple of the default's (paper: 16,000)",
+            "K, default = 1 (paper: 16,000)",
             {"fine-tuned": tuple((2.0 ** (i - 4), y) for i, y in enumerate(paper))},
             {"fine-tuned": tuple(zip(factors, names(arms), strict=True))},
         ),

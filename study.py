@@ -67,7 +67,7 @@ def main(argv=None):
         if args.dry_run:
             return study.print_plan()
         code = 0 if args.report else study.run()
-        outcomes = write_page(args.results, args.preset, study.claims, study.rows(), TUNING)
+        outcomes = write_page(args.results, args.preset, study.claims, read_rows(study.csv), TUNING)
         print_verdicts(outcomes)
     except (ValueError, OSError) as error:
         print(f"study.py: {error}", file=sys.stderr)

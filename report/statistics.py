@@ -113,6 +113,11 @@ class Test:
     __test__ = False  # for pytest
     smallest: float
 
+    @property
+    def limits(self):
+        """What a difference is held against, points."""
+        return (self.smallest,)
+
     def sides(self):
         """Tuples of candidate arms; of each the best on validation images is compared."""
         raise NotImplementedError
@@ -165,6 +170,10 @@ class Same(Difference):
     confirmed: interval within -smallest .. smallest; contradicted: interval wholly beyond one of
     them
     """
+
+    @property
+    def limits(self):
+        return -self.smallest, self.smallest
 
     def _judge(self, arms, columns):
         contrast = Contrast.of(f"{arms[0]} - {arms[1]}", *columns)

@@ -1,16 +1,12 @@
 """verdicts.md and the study's figures, from claims and the rows of runs.csv alone."""
 
-import functools
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from .rows import accuracies, chain, last_rows
-from .statistics import LEVEL, Table, verdict_of
-
-_COLOURS = ("#1f5fa8", "#d1495b", "#3a8a5f", "#8a6d3b")
-_WORD_COLOURS = {"confirmed": "#3a8a5f", "contradicted": "#d1495b"}
+from .statistics import Table, verdict_of
+from .study_figures import claim_figure, save_svg
 
 
 def write_page(folder, preset, claims, rows, tuning):
@@ -29,7 +25,7 @@ def write_page(folder, preset, claims, rows, tuning):
             test.judge(table, seeds, range(min(tuning, claim.seeds))) for test in claim.tests
         ]
         judged.append((claim, verdict_of(outcomes), outcomes))
-        draw(figures / f"{claim.name}.svg", claim, table, outcomes)
+        save_svg(claim_figure(claim, table, outcomes), figures / f"{claim.name}.svg")
         sections += _section(*judged[-1], table, rows, preset)
     lines = ["# Verdicts", "", _INTRODUCTION, "", *_summary(judged), *sections]
     Path(folder, "verdicts.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -116,107 +112,3 @@ def _arms_table(claim, table, rows):
 
 def _mean_sd(numbers):
     return f"{numbers.mean():.2f}" + (f" ± {numbers.std(ddof=1):.2f}" if len(numbers) > 1 else "")
-
-
-# --- figures ------------------------------------------------------------------------------------
-
-
-def draw(path, claim, table, outcomes):
-    """Three panels: the paper's figure, ours, and the differences that were tested."""
-    import matplotlib
-
-    with matplotlib.rc_context(
-        {"svg.hashsalt": claim.name, "svg.fonttype": "none", "font.size": 9, "axes.grid": True,
-         "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False}
-    ):  # fmt: skip
-        figure = _figure(claim, table, outcomes)
-        figure.savefig(path, metadata={"Date": None})
-
-
-def _figure(claim, table, outcomes):
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    paper, ours, tests = figure.subplots(1, 3, width_ratios=(3, 3, 2.6))
-    paper.set_title("paper: ImageNet")
-    ours.set_title(f"here: preset {claim.preset}")
-    axis = functools.partial(_Axis, x_label=claim.plot.x_label)
-    panel = axis(paper, [x for points in claim.plot.paper.values() for x, _ in points])
-    for number, (series, points) in enumerate(claim.plot.paper.items()):
-        panel.line(series, number, [(x, [y]) for x, y in points])
-    panel.finish("no figures in the paper")
-    panel = axis(ours, [x for points in claim.plot.ours.values() for x, _ in points])
-    for number, (series, points) in enumerate(claim.plot.ours.items()):
-        seen = [(x, table.accuracies.get(arm, {})) for x, arm in points]
-        panel.line(
-            series, number, [(x, [y for _, y in found.values()]) for x, found in seen if found]
-        )
-    panel.finish("not run yet")
-    _draw_tests(tests, claim, outcomes)
-    return figure
-
-
-class _Axis:
-    """Accuracies over numbers on a logarithmic axis, or over words in their order."""
-
-    def __init__(self, axes, xs, x_label):
-        self.axes, self.words = axes, list(dict.fromkeys(x for x in xs if isinstance(x, str)))
-        axes.set_xlabel(x_label)
-        axes.set_ylabel("top-1, %")
-        if self.words:
-            few = len(self.words) < 4 and max(map(len, self.words)) < 14
-            turn = {} if few else {"rotation": 30, "ha": "right"}
-            axes.set_xticks(range(len(self.words)), self.words, **turn)
-            axes.set_xlim(-0.5, len(self.words) - 0.5)
-        elif xs:
-            axes.set_xscale("log", base=2)
-            axes.set_xticks(sorted(set(xs)), [f"{x:g}" for x in sorted(set(xs))], minor=False)
-
-    def line(self, series, number, points):
-        """points: [(x, accuracies of the seeds)]"""
-        if not points:
-            return
-        xs = [self.words.index(x) if self.words else x for x, _ in points]
-        means = [np.mean(ys) for _, ys in points]
-        colour = _COLOURS[number % len(_COLOURS)]
-        if len(points) == 1 and not self.words:  # a level to compare with
-            self.axes.axhline(means[0], color=colour, linestyle="--", label=series)
-            return
-        joined = "-" if len(points) > 1 and (not self.words or len(self.words) > 2) else ""
-        self.axes.plot(xs, means, marker="o", linestyle=joined, color=colour, label=series)
-        for x, (_, ys) in zip(xs, points, strict=True):
-            if len(ys) > 1:
-                self.axes.plot([x] * len(ys), ys, ".", color=colour, alpha=0.4, markersize=4)
-                self.axes.errorbar(x, np.mean(ys), _half(ys), color=colour, capsize=3)
-
-    def finish(self, otherwise):
-        if self.axes.lines:
-            self.axes.legend(fontsize=8)
-        else:
-            self.axes.text(0.5, 0.5, otherwise, ha="center", transform=self.axes.transAxes)
-
-
-def _half(ys):
-    """Half the 95 % t interval of a mean."""
-    return stats.t.ppf((1 + LEVEL) / 2, len(ys) - 1) * np.std(ys, ddof=1) / np.sqrt(len(ys))
-
-
-def _draw_tests(axes, claim, outcomes):
-    """The paired differences, one row each, with the least that counts."""
-    axes.set_title("differences, paired by seed")
-    axes.set_xlabel("points")
-    axes.axvline(0, color="black", linewidth=0.8)
-    labels = []
-    for test, outcome in zip(claim.tests, outcomes, strict=True):
-        colour = _WORD_COLOURS.get(outcome.verdict, "#777777")
-        for contrast in outcome.contrasts:
-            row = len(labels)
-            labels.append(f"{contrast.name}\n{outcome.verdict}".replace(" - ", "\n- "))
-            axes.plot(contrast.differences, [row] * len(contrast.differences), ".", color=colour)
-            reach = [[contrast.mean - contrast.low], [contrast.high - contrast.mean]]
-            axes.errorbar(contrast.mean, row, xerr=reach, marker="D", color=colour, capsize=3)
-            axes.plot([test.smallest] * 2, [row - 0.3, row + 0.3], "k:", linewidth=1)
-    if not labels:
-        axes.text(0.5, 0.5, "not all seeds are there", ha="center", transform=axes.transAxes)
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.set_ylim(max(1, len(labels)) - 0.5, -0.5)

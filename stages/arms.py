@@ -26,6 +26,10 @@ from .runs import Run
 # step 1 that starts from the teacher's weights.
 STEPS = {"teacher": "teacher", "further": "finetune", "samples": None}
 STEPS |= {"student": "student", "finetuned": "finetune"}
+# The fields of a preset that all steps depend on, and those that one does.
+_SHARED = ("dataset", "input_size", "labels_per_class", "val_per_class")
+_OWN = {step: ("unlabeled", "p", "k") if step == "samples" else (STEPS[step],) for step in STEPS}
+_OWN["further"] = ("teacher",)  # whose values its flags change
 ALL = "all labels"
 # data set -> classes, training images, fewest of a class
 _LABELLED = {"cifar100": (100, 50_000, 500), "cifar10": (10, 50_000, 5_000)}
@@ -110,14 +114,10 @@ class Planner:
         arm, parent = self.arms[name], None
         steps = self._steps(arm)
         for step in arm.steps():
-            flags, images, multiply_adds = steps[step]
+            flags, images, cost = steps[step]
             values = asdict(PRESETS[self.named])
-            kept = STEPS[step] or "no training"
-            others = {"teacher", "student", "finetune"} - {kept}
-            values = {name: value for name, value in values.items() if name not in others}
-            parent = Run(
-                step, self.named, seed, flags, values, parent, images, multiply_adds, self.code
-            )
+            values = {n: v for n, v in values.items() if n in (*_SHARED, *_OWN[step])}
+            parent = Run(step, self.named, seed, flags, values, parent, images, cost, self.code)
         return parent
 
     def compute(self, name):

@@ -1,0 +1,547 @@
+"""The study: claims that can be judged, arms that become runs, runs that survive any stop."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import claims
+import study
+from data import load_labelled
+from presets import PRESETS
+from report.rows import COLUMNS, read_rows, write_rows
+from report.statistics import Table
+from stages import runs as runs_module
+from stages.arms import _LABELLED, ALL, Arm, Compute, Images, Planner, Share, Times, multiply_adds
+from stages.progress import Rates, Stop
+from stages.runs import Place, Run, Work, code_digest, take_lock
+
+ROOT = Path(__file__).parents[1]
+NAMES = tuple(PRESETS)
+
+
+def planner(name="demo", code="code"):
+    arms = {arm.name: arm for claim in claims.claims(name) for arm in claim.arms}
+    return Planner(name, claims.base(name), arms, code)
+
+
+def flags(run):
+    return dict(run.flags)
+
+
+# --- claims -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_claim_can_be_run_judged_and_drawn(name):
+    found = claims.claims(name)
+    assert len({claim.name for claim in found}) == len(found) >= 10
+    for claim in found:
+        known = {arm.name for arm in claim.arms}
+        tested = {arm for test in claim.tests for side in test.sides() for arm in side}
+        drawn = {arm for points in claim.plot.ours.values() for _, arm in points}
+        assert tested and tested <= known and drawn <= known, claim.name
+        assert all(";" not in arm for arm in known)
+        assert claim.seeds >= 3 and claim.preset in PRESETS
+        assert all(test.smallest > 0 for test in claim.tests)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_name_is_one_arm(name):
+    arms = {}
+    for claim in claims.claims(name):
+        for arm in claim.arms:
+            assert arms.setdefault(arm.name, arm) == arm
+
+
+def test_the_headline_has_six_seeds_and_a_rival_with_more_settings_than_we_have():
+    headline = claims.claims("lab")[0]
+    (test,) = headline.tests
+    assert headline.name == "pipeline" and headline.seeds == 6
+    assert len(test.rival) > len(test.ours) > 1
+    arms = planner("lab")
+    ours = {arms.compute(arm) for arm in test.ours}
+    assert len(ours) == 1  # whichever is chosen, the rival's compute is its
+    assert all(arms.compute(arm) <= 1.1 * max(ours) for arm in test.rival)
+    assert sum(arms.compute(arm) >= max(ours) for arm in test.rival) >= 3
+
+
+def test_digits_are_toys_and_have_no_claim_about_all_labels():
+    found = claims.claims("demo")
+    assert all(claim.toy for claim in found)
+    assert "pipeline-all-labels" not in {claim.name for claim in found}
+
+
+# --- arms ---------------------------------------------------------------------------------------
+
+
+def test_one_run_serves_all_arms_that_need_it():
+    arms = planner()
+    assert arms.run("pipeline", 0).identity == arms.run("resnet8 of resnet8", 0).identity
+    one, other = arms.run("K x 2", 0).chain(), arms.run("P = 1", 0).chain()
+    assert one[0].identity == other[0].identity and one[1].identity != other[1].identity
+    assert arms.run("pipeline", 1).chain()[0].identity != one[0].identity
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_rival_gets_the_whole_compute(name):
+    arms = planner(name)
+    for arm in arms.arms.values():
+        epochs = arm.teacher.get("epochs")
+        if isinstance(epochs, Compute) and arm.further is None:
+            whole, own = epochs.factor * arms.compute(epochs.arm), arms.compute(arm.name)
+            assert whole <= own <= 1.08 * whole, arm.name
+
+
+def test_compute_counts_a_training_image_three_times():
+    arms = planner("lab")
+    cost = multiply_adds("resnet20", 32, 100)
+    images = [run.images for run in arms.run("pipeline", 0).chain()]
+    assert images == [300_000, 45_500, 360_000, 50_000]
+    assert arms.compute("pipeline") == cost * (3 * (300_000 + 360_000 + 50_000) + 45_500)
+
+
+def test_multiply_adds_are_those_of_the_model_zoo():
+    assert multiply_adds("resnet50", 224, 1000) == pytest.approx(4.1e9, rel=0.01)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sweep_leaves_the_images_processed_alone(name):
+    arms = planner(name)
+    usual = arms.run("pipeline", 0).parent.images
+    for arm in arms.arms:
+        if arm.startswith(("K x", "pool x", "P =", "selection")):
+            student = arms.run(arm, 0).parent
+            assert student.step == "student" and student.images == pytest.approx(usual, rel=0.15)
+
+
+def test_flags_are_what_differs_from_the_preset():
+    lab = planner("lab")
+    assert all(run.flags == () for run in lab.run("pipeline", 0).chain())
+    assert flags(lab.run("K x 2", 0).chain()[1]) == {"--k": "400"}
+    assert flags(lab.run("K x 2", 0).chain()[2]) == {"--passes": "1"}  # twice the images an epoch
+    assert flags(lab.run("P = 1", 0).chain()[1]) == {"--p": "1"}
+    assert flags(lab.run("pipeline, fine-tuning rate x 3", 0)) == {"--learning-rate": "0.03"}
+
+
+def test_values_that_hang_on_the_preset():
+    arm = Arm(
+        "all",
+        teacher={"labels_per_class": ALL, "epochs": Images(2), "learning_rate": Times(0.5)},
+        samples={"unlabeled": ("tiny-imagenet", "cifar10"), "k": Share(0.2)},
+    )
+    arms = Planner("lab", PRESETS["lab"], {"all": arm}, "code")
+    teacher, samples, *_ = arms.run("all", 0).chain()
+    assert flags(teacher)["--labels-per-class"] == "480"  # 500 less 20 for validation
+    assert flags(teacher)["--learning-rate"] == "0.05"
+    assert teacher.images == pytest.approx(600_000, rel=0.05) and teacher.images % 48_000 == 0
+    assert flags(samples) == {"--k": "300", "--unlabeled": "tiny-imagenet cifar10"}
+    assert samples.images == 150_000
+
+
+def test_the_sizes_of_the_digits_are_what_they_are(tmp_path):
+    digits = load_labelled("digits", tmp_path, 8)
+    labels = getattr(digits, "train_labels", None)
+    labels = np.asarray(digits.train.labels if labels is None else labels)
+    assert _LABELLED["digits"] == (10, len(labels), np.bincount(labels).min())
+
+
+def test_commands_are_those_of_the_four_steps(capsys):
+    study.main(["--preset", "demo", "--commands", "K x 2"])
+    scripts = [line.split("python ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert [script.split()[0] for script in scripts] == [
+        "main.py", "make_sample_data.py", "student_train.py", "main.py"
+    ]  # fmt: skip
+    assert all("--run-dir runs/again" in script for script in scripts)
+    assert scripts[0].startswith("main.py --run-dir runs/again --preset demo --seed 0")
+
+
+# --- identities ---------------------------------------------------------------------------------
+
+RUN = Run("teacher", "demo", 0, (("--epochs", "3"),), {"teacher": {"epochs": 30}}, code="one")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "further"},
+        {"preset": "lab"},
+        {"seed": 1},
+        {"flags": (("--epochs", "4"),)},
+        {"values": {"teacher": {"epochs": 31}}},
+        {"parent": RUN},
+    ],
+)
+def test_settings_make_a_run(change):
+    assert replace(RUN, **change).identity != RUN.identity
+    assert replace(RUN, **change).key != RUN.key
+
+
+def test_code_makes_another_run_of_the_same_setting():
+    child, newer = (replace(RUN, step="samples", parent=replace(RUN, code=c)) for c in "ab")
+    assert child.identity != newer.identity and child.key == newer.key
+    assert replace(RUN, images=5).identity == RUN.identity
+
+
+SOURCE = '''"""Docstring."""
+def double(x):
+    """Docstring."""
+    return 2 * x  # comment
+'''
+
+
+@pytest.mark.parametrize(
+    "old, new, same",
+    [
+        ("# comment", "# another", True),
+        ('"""Docstring."""', '"""Other words."""', True),
+        ("2 * x", "(2\n * x)", True),
+        ("2 * x", "3 * x", False),
+        ("2 * x", "2 * None", False),
+        ("(x)", "(x=None)", False),
+    ],
+)
+def test_the_digest_of_the_code_is_that_of_what_it_does(tmp_path, old, new, same):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "engine.py").write_text(SOURCE)
+    (tmp_path / "stages/runs.py").write_text(SOURCE)
+    before = code_digest(tmp_path)
+    (tmp_path / "engine.py").write_text(SOURCE.replace(old, new))
+    assert (code_digest(tmp_path) == before) is same
+    (tmp_path / "engine.py").write_text(SOURCE)
+    (tmp_path / "stages/runs.py").write_text("print()")  # it starts the runs, and decides nothing
+    assert code_digest(tmp_path) == before
+
+
+def test_the_digest_covers_what_the_steps_import():
+    covered = {path for pattern in runs_module.CODE for path in ROOT.glob(pattern)}
+    assert {ROOT / "engine.py", ROOT / "main.py"} < covered
+    assert set((ROOT / "data").glob("*.py")) < covered
+
+
+# --- locks --------------------------------------------------------------------------------------
+
+HOLD = """
+import pathlib, subprocess, sys, time
+sys.path.insert(0, {root!r})
+from stages.runs import take_lock
+lock = take_lock(pathlib.Path(sys.argv[1]))
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock,))
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(runs_module.fcntl is None, reason="no locks on this system")
+def test_a_lock_lives_as_long_as_somebody_has_it(tmp_path):
+    path = tmp_path / "run/lock"
+    command = [sys.executable, "-c", HOLD.format(root=str(ROOT)), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        child = int(holder.stdout.readline())
+        assert take_lock(path) is None
+        holder.kill()
+    assert take_lock(path) is None  # the step goes on without its study.py
+    os.kill(child, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while (lock := take_lock(path)) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert lock is not None
+    os.close(lock)
+
+
+# --- several at a time, with steps that only pretend ---------------------------------------------
+
+PRETEND = """
+import hashlib, json, pathlib, signal, sys, time
+words = dict(zip(sys.argv[1::2], sys.argv[2::2], strict=False))
+stage = {"make_sample_data.py": "samples", "student_train.py": "student"}.get(
+    pathlib.Path(sys.argv[0]).name, "finetuned" if "--student" in sys.argv else "teacher")
+folder = pathlib.Path(words["--run-dir"], stage)
+folder.mkdir(parents=True, exist_ok=True)
+def stop(*_):
+    print("state saved", flush=True)
+    raise SystemExit(143)
+signal.signal(signal.SIGTERM, stop)
+with open(folder / "started", "a") as file:
+    file.write(f"{time.monotonic()}\\n")
+parents = [words[name] for name in ("--teacher", "--selection", "--student") if name in words]
+assert all(pathlib.Path(parent, "result.json").exists() for parent in parents)
+if "--k" in words and words["--k"] == "13":
+    print("no luck with thirteen", file=sys.stderr)
+    raise SystemExit(1)
+time.sleep(float((pathlib.Path(__file__).parent / "seconds").read_text()))
+number = int(hashlib.sha256(repr(sorted(set(sys.argv) - {"--resume"})).encode()).hexdigest(), 16)
+result = {"seconds": 1.0, "val_top1": number % 97, "test_top1": number % 89,
+          "images_processed": 100}
+if stage == "samples":
+    result = {"seconds": 1.0, "pool_size": 100, "selected": 50, "pseudo_label_accuracy": 90.0}
+(folder / "config.json").write_text(json.dumps({"versions": {"project": "abc"}}))
+(folder / "partial").write_text(json.dumps(result))
+(folder / "partial").rename(folder / "result.json")
+"""
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A Place with two jobs whose steps are done in `seconds`."""
+    root = tmp_path / "root"
+    root.mkdir()
+    for script in {program[0] for program in runs_module.PROGRAMS.values()}:
+        (root / script).write_text(PRETEND)
+    (root / "seconds").write_text("0.05")
+    return Place(root, tmp_path / "runs", Path("/nowhere"), [None, None])
+
+
+def chains(*ks, step="finetuned"):
+    teacher = Run("teacher", "demo", 0, (), {})
+    found = [teacher]
+    for k in ks:
+        samples = Run("samples", "demo", 0, (("--k", str(k)),), {}, teacher)
+        student = Run("student", "demo", 0, (), {}, samples)
+        found += [samples, student, Run("finetuned", "demo", 0, (), {}, student)]
+    return found
+
+
+def never():
+    return False
+
+
+def started(run, place):
+    lines = (run.folder(place.runs) / "started").read_text().split()
+    return [float(line) for line in lines]
+
+
+def test_every_run_is_run_once_after_its_parent(place):
+    wanted = chains(1, 2, 3)
+    finished = [run for run in Work(wanted, place).go_on(never) if run]
+    assert sorted(run.identity for run in finished) == sorted(run.identity for run in wanted)
+    assert all(len(started(run, place)) == 1 for run in wanted)
+    again = Work(wanted, place)
+    assert again.waiting == [] and list(again.go_on(never)) == []
+
+
+def test_two_run_at_a_time(place):
+    (place.root / "seconds").write_text("0.5")
+    wanted, began = chains(1, 2), time.monotonic()
+    most = 0
+    work = Work(wanted, place)
+    for _ in work.go_on(never):
+        most = max(most, len(work.at_work))
+    assert most == 2
+    assert time.monotonic() - began < 7 * 0.5 + 2  # one after the other: 7 starts more
+
+
+def test_a_failure_stops_its_descendants_only(place):
+    wanted = chains(13, 2)
+    work = Work(wanted, place)
+    finished = [run for run in work.go_on(never) if run]
+    assert len(finished) == 4 and len(work.waiting) == 2
+    ((run, reason),) = work.failed.values()
+    assert run == wanted[1] and reason == "no luck with thirteen"
+
+
+def test_a_stop_lets_the_children_save_their_state(place):
+    (place.root / "seconds").write_text("30")
+    work = Work(chains(1), place)
+    began = time.monotonic()
+    for _ in work.go_on(lambda: (work.waiting[0].run_dir(place.runs).parent.exists()
+                                 and bool(list(place.runs.glob("*/*/started"))))):  # fmt: skip
+        pass
+    assert time.monotonic() - began < 20
+    assert (chains(1)[0].run_dir(place.runs) / "log.txt").read_text() == "state saved\n"
+    assert all(child.returncode == 143 for _, child in work.at_work.values())
+
+
+@pytest.mark.skipif(runs_module.fcntl is None, reason="no locks on this system")
+def test_a_run_that_another_study_is_at_is_waited_for(place):
+    teacher, *_ = chains()
+    lock = take_lock(teacher.run_dir(place.runs) / "lock")
+    work = Work([teacher], place)
+    for tick, _ in enumerate(work.go_on(never)):
+        assert not work.at_work or lock is None
+        if tick == 2:
+            os.close(lock)
+            lock = None
+    assert len(started(teacher, place)) == 1
+
+
+def test_the_budget_is_a_reason_to_stop():
+    assert not Stop()() and not Stop(60)()
+    stop = Stop(1e-6)
+    time.sleep(0.001)
+    assert stop() and stop.spent
+
+
+def test_the_time_left_follows_the_measured_rate():
+    run = replace(RUN, images=100, multiply_adds=100 * 7)
+    rates = Rates([{"images": "10", "multiply_adds": "70", "seconds": "35.0"}])
+    assert rates.seconds(run) == pytest.approx(6 + 350)
+    other = replace(RUN, images=100, multiply_adds=100 * 14)  # another network: the mean rate
+    assert rates.seconds(other) == pytest.approx(6 + 700)
+
+
+# --- runs.csv -----------------------------------------------------------------------------------
+
+
+def test_rows_are_written_whole_and_in_one_order(tmp_path):
+    rows = [
+        dict.fromkeys(COLUMNS, "") | {"preset": "demo", "seed": seed, "step": step, "key": key}
+        for seed in ("10", "9") for step in ("student", "teacher") for key in "ba"
+    ]  # fmt: skip
+    write_rows(tmp_path / "one.csv", rows)
+    random.Random(0).shuffle(rows)
+    write_rows(tmp_path / "other.csv", rows)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "other.csv").read_bytes()
+    assert [row["seed"] for row in read_rows(tmp_path / "one.csv")] == ["9"] * 4 + ["10"] * 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.csv", "other.csv"]
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="other columns"):
+        read_rows(tmp_path / "other.csv")
+
+
+# --- study.py as a whole ------------------------------------------------------------------------
+
+DRIVER = """
+import pathlib, sys
+sys.path.insert(0, {root!r})
+import study
+from claims import BEFORE, PIPELINE, Claim, Plot, labels_alone
+from presets import PRESETS, replace
+from report.statistics import Difference
+
+def two(name):
+    alone, faster = labels_alone("pipeline", 0.5), labels_alone("pipeline", 0.25)
+    plot = Plot("", {{}}, {{"ours": (("x", "pipeline"),)}})
+    return (
+        Claim("fine-tuning", "It helps.", "+3", (PIPELINE, BEFORE),
+              (Difference(0.5, ("pipeline",), (BEFORE.name,)),), plot, 4, "demo", "toy"),
+        Claim("pipeline", "It is better.", "+2", (PIPELINE, alone, faster),
+              (Difference(0.5, ("pipeline",), (alone.name, faster.name)),), plot, 4, "demo", "toy"),
+    )
+
+def tiny(name):
+    demo = PRESETS["demo"]
+    short = {{"epochs": 1, "passes": 1}}
+    return replace(demo, input_size=8, labels_per_class=3, val_per_class=2, k=5,
+                   teacher=replace(demo.teacher, **short), student=replace(demo.student, **short),
+                   finetune=replace(demo.finetune, **short))
+
+study.claims, study.base, study.TUNING = two, tiny, 2
+if {pretend!r}:
+    study.ROOT = pathlib.Path({pretend!r})
+study.main()
+"""
+WITHOUT_TIMES = [name for name in COLUMNS if name not in ("seconds", "commit")]
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """driver(name, *flags, pretend=folder of pretended steps) -> arguments of subprocess."""
+
+    def command(name, *more, pretend=""):
+        script = tmp_path / "driver.py"
+        script.write_text(DRIVER.format(root=str(ROOT), pretend=str(pretend)))
+        words = ["--preset", "demo", "--data-dir", tmp_path / "data", "--jobs", 2, *more]
+        words += ["--runs-dir", tmp_path / name, "--results", tmp_path / name / "results"]
+        return [sys.executable, str(script), *map(str, words)]
+
+    return command
+
+
+def numbers(folder):
+    with open(folder / "results/runs.csv", encoding="utf-8") as file:
+        return [[row[name] for name in WITHOUT_TIMES] for row in csv.DictReader(file)]
+
+
+def run_killed(command, kills, seed):
+    """Run a command, killed at random `kills` times, until it is done."""
+    rng = random.Random(seed)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for kill in range(kills):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        time.sleep(rng.uniform(3, 9))
+        process.send_signal(signal.SIGKILL if kill % 2 else signal.SIGTERM)
+        process.wait()
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_killed_at_random_it_ends_with_the_same_rows(tmp_path, driver, place):
+    (place.root / "seconds").write_text("0.2")
+    run_killed(driver("whole", pretend=place.root), 0, 0)
+    run_killed(driver("killed", pretend=place.root), 4, seed=1)
+    rows = numbers(tmp_path / "killed")
+    assert rows == numbers(tmp_path / "whole")
+    # Four seeds of the pipeline's four steps, two of the loser among the rivals, four of the other.
+    assert len(rows) == 16 + 2 + 4
+    verdicts = (tmp_path / "killed/results/verdicts.md").read_text()
+    assert verdicts == (tmp_path / "whole/results/verdicts.md").read_text()
+    assert "unfinished" not in verdicts and "| Difference" not in verdicts
+    started = [len(path.read_text().split()) for path in tmp_path.glob("whole/*/*/started")]
+    assert started == [1] * 22
+
+
+@pytest.mark.slow
+def test_the_real_steps_killed_once_end_with_the_same_rows(tmp_path, driver):
+    """Eight real runs of a second each on digits: two claims, one seed."""
+    run_killed(driver("whole", "--seeds", 1), 0, 0)
+    run_killed(driver("killed", "--seeds", 1), 1, seed=2)
+    rows = numbers(tmp_path / "killed")
+    assert rows == numbers(tmp_path / "whole") and len(rows) == 4 + 2
+    table = Table(study.accuracies(read_rows(tmp_path / "whole/results/runs.csv"), "demo"))
+    result = next((tmp_path / "whole").glob("*/finetuned/result.json"))
+    result = json.loads(result.read_text())
+    assert table.accuracies["pipeline"][0] == (result["val_top1"], result["test_top1"])
+    assert (tmp_path / "whole/results/figures/pipeline.svg").exists()
+    assert "unfinished" in (tmp_path / "whole/results/verdicts.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_spent_budget_and_a_report_from_the_rows_alone(tmp_path, driver, place, capsys):
+    (place.root / "seconds").write_text("2")
+    command = driver("some", pretend=place.root)
+    done = subprocess.run([*command, "--budget-minutes", "0.05"], capture_output=True, text=True)
+    assert done.returncode == 0 and "the same command goes on" in done.stdout
+    rows = numbers(tmp_path / "some")
+    assert len(rows) < 22
+    (tmp_path / "some/results").rename(tmp_path / "kept")
+    (tmp_path / "some").rename(tmp_path / "gone")
+    (tmp_path / "some").mkdir()
+    (tmp_path / "kept").rename(tmp_path / "some/results")
+    page = tmp_path / "some/results/verdicts.md"
+    before = page.read_text()
+    page.unlink()
+    subprocess.run([*command, "--report"], check=True, capture_output=True)
+    assert page.read_text() == before
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        ("--preset nothing", "there is no preset 'nothing'; choose from"),
+        ("--preset demo --claims k nothing", "--claims nothing: choose from pipeline"),
+        ("--preset demo --commands nothing", "--commands nothing: choose from"),
+        ("--preset demo --seeds 0", "--seeds: must be above 0"),
+    ],
+)
+def test_errors_are_one_line(words, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        study.main(words.split())
+    assert stop.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_a_dry_run_lists_the_runs_and_runs_nothing(tmp_path, capsys):
+    study.main(["--preset", "demo", "--dry-run", "--claims", "k", "--runs-dir", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "0 of 12" in printed and "K x 0.25" in printed and "30 runs" in printed
+    assert list(tmp_path.iterdir()) == []
