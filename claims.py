@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 
 from presets import PRESETS, Preset
 from report.statistics import Difference, NoGain, Peak, Same, Test, Trend
-from stages.arms import ALL, Arm, Compute, Images, Share, Times
+from stages.arms import Arm
+from stages.sizes import ALL, Compute, Images, Share, Times
 
 TUNING = 3  # seeds that candidates are chosen on
 

@@ -15,7 +15,6 @@ Writes   RUNS_DIR/<identity>/<stage>; in RESULTS: runs.csv, verdicts.md, figures
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -25,8 +24,10 @@ from report.rows import accuracies, read_rows, row_of, write_rows
 from report.statistics import Table
 from report.study_page import print_verdicts, write_page
 from stages.arms import Planner
+from stages.cluster import ClusterPlace
 from stages.progress import Line, Rates, Stop, time_words
-from stages.runs import Place, Work, code_digest
+from stages.runs import code_digest
+from stages.work import Place, Work, cores
 
 ROOT = Path(__file__).parent
 
@@ -39,6 +40,7 @@ def parse(argv):
     add("--claims", nargs="+", metavar="NAME", help="some of the claims (default all)")
     add("--seeds", type=int, metavar="N", help="seeds of every claim (default: those registered)")
     add("--jobs", type=int, metavar="N", help="runs at a time (default: one a core; 1 on a GPU)")
+    add("--cluster", choices=("slurm",), help="run there, JOBS at a time; needs submitit")
     add("--budget-minutes", type=float, metavar="M", help="stop then, everything saved")
     add("--dry-run", action="store_true", help="print what there is to do, and stop")
     add("--report", action="store_true", help="remake tables and figures, and stop")
@@ -179,7 +181,8 @@ class Study:
 
     def run(self):
         """Run all that is missing; -> exit code."""
-        place = Place(ROOT, self.args.runs_dir, self.args.data_dir, *cores(self.args.jobs))
+        where = ROOT, self.args.runs_dir, self.args.data_dir, *cores(self.args.jobs)
+        place = ClusterPlace(*where) if self.args.cluster else Place(*where)
         failed = {}
         with Stop(self.args.budget_minutes) as stop:
             while not (stop() or failed):
@@ -207,20 +210,6 @@ class Study:
                 left = [run for run in left if run.result(work.place.runs) is None]
             line.show(left, len(work.at_work), finished)
         line.end()
-
-
-def cores(jobs):
-    """-> a core for each job (None: anywhere), what the runs' environment is to say.
-
-    On a CPU a run has one thread and a core of its own: two such runs do more than one with two
-    threads, and their bits do not depend on the load.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return [None] * (jobs or 1), {}
-    there = sorted(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0))
-    return [there[job % len(there)] for job in range(jobs or len(there))], {"OMP_NUM_THREADS": "1"}
 
 
 if __name__ == "__main__":

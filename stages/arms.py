@@ -15,12 +15,12 @@ as many for an image of a training (forward, and two passes of its size backward
 is only scored.
 """
 
-import functools
 from dataclasses import asdict, dataclass, field, fields, replace
 
 from presets import PRESETS, Training
 
 from .runs import Run
+from .sizes import ALL, Compute, Images, Sizes, Times, multiply_adds, times
 
 # The steps in their order, with the part of a preset that holds their training.  "further" is a
 # step 1 that starts from the teacher's weights.
@@ -30,41 +30,6 @@ STEPS |= {"student": "student", "finetuned": "finetune"}
 _SHARED = ("dataset", "input_size", "labels_per_class", "val_per_class")
 _OWN = {step: ("unlabeled", "p", "k") if step == "samples" else (STEPS[step],) for step in STEPS}
 _OWN["further"] = ("teacher",)  # whose values its flags change
-ALL = "all labels"
-# data set -> classes, training images, fewest of a class
-_LABELLED = {"cifar100": (100, 50_000, 500), "cifar10": (10, 50_000, 5_000)}
-_LABELLED |= {"digits": (10, 1_198, 116)}
-_POOLS = {"cifar10": 50_000, "tiny-imagenet": 100_000, "stl10": 100_000, "patches": 258}
-
-
-@dataclass(frozen=True)
-class Times:
-    """`factor` times the preset's value; a whole number stays one, 1 at the least."""
-
-    factor: float
-
-
-@dataclass(frozen=True)
-class Images:
-    """As many images as `factor` times those of the preset's step `step` (None: the same one)."""
-
-    factor: float
-    step: str | None = None
-
-
-@dataclass(frozen=True)
-class Compute:
-    """`factor` times the compute of a whole arm, rounded up to a whole pass over the images."""
-
-    arm: str
-    factor: float = 1.0
-
-
-@dataclass(frozen=True)
-class Share:
-    """K such that K * classes is `factor` times the pool."""
-
-    factor: float
 
 
 @dataclass(frozen=True)
@@ -128,7 +93,7 @@ class Planner:
 
     def _steps(self, arm):
         """step -> flags that differ from the preset's, images, multiply-adds."""
-        sizes = _Sizes.of(self.base, arm)
+        sizes = Sizes.of(self.base, arm)
         done, network = {}, {"samples": self._training(arm, "teacher").model}
         for step in arm.steps():
             if step == "samples":
@@ -149,7 +114,7 @@ class Planner:
         changes = {n: v for n, v in (getattr(arm, step) or {}).items() if n in _TRAINING}
         changes.pop("epochs", None)
         changes = {
-            name: _times(getattr(recipe, name), value) if isinstance(value, Times) else value
+            name: times(getattr(recipe, name), value) if isinstance(value, Times) else value
             for name, value in changes.items()
         }
         if step in ("further", "finetuned"):  # they go on with what the step before has trained
@@ -163,14 +128,14 @@ class Planner:
         if not isinstance(epochs, Images | Compute):
             return replace(recipe, epochs=epochs)
         if isinstance(epochs, Compute):
-            size, classes = self.base.input_size, _LABELLED[self.base.dataset][0]
+            size, classes = self.base.input_size, Sizes.of(self.base).classes
             spent = sum(compute for _, _, compute in done.values())
             left = epochs.factor * self.compute(epochs.arm) - spent
             passes = -(-left // (3 * multiply_adds(recipe.model, size, classes) * rows))
         else:
             other = epochs.step or step
             usual = getattr(self.base, STEPS[other])
-            images = usual.epochs * usual.passes * _Sizes.of(self.base).rows(other)
+            images = usual.epochs * usual.passes * Sizes.of(self.base).rows(other)
             passes = round(epochs.factor * images / rows)
         return _of_length(recipe, max(1, int(passes)))
 
@@ -201,46 +166,6 @@ class Planner:
 _TRAINING = {setting.name for setting in fields(Training)}
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """How many images an arm has, as far as that is known before it runs."""
-
-    classes: int
-    labels_per_class: int
-    pool: int
-    p: int
-    k: int
-    ranked: bool
-
-    @classmethod
-    def of(cls, base, arm=None):
-        classes, images, fewest = _LABELLED[base.dataset]
-        arm = arm or Arm("")
-        labels = arm.teacher.get("labels_per_class", base.labels_per_class)
-        labels = fewest - base.val_per_class if labels in (ALL, None) else labels
-        specs = arm.samples.get("unlabeled", base.unlabeled)
-        heldout = images - classes * (labels + base.val_per_class)
-        pool = sum(heldout if spec == "heldout" else _POOLS[spec] for spec in specs)
-        pool = _times(pool, arm.samples.get("pool_size", pool))
-        k = arm.samples.get("k", base.k)
-        k = round(k.factor * pool / classes) if isinstance(k, Share) else _times(base.k, k)
-        p = arm.samples.get("p", base.p)
-        return cls(classes, labels, pool, p, k, "strategy" not in arm.samples)
-
-    def rows(self, step):
-        """Training examples of a step, at the most."""
-        if step == "student":
-            return min(self.k * self.classes, self.pool * (self.p if self.ranked else 1))
-        return self.labels_per_class * self.classes
-
-
-def _times(usual, value):
-    if not isinstance(value, Times):
-        return value
-    new = usual * value.factor
-    return max(1, round(new)) if isinstance(usual, int) else float(f"{new:.6g}")
-
-
 def _of_length(recipe, total):
     """A Training of `total` passes over its images or slightly more, with about as many epochs
     (and so evaluations) as before."""
@@ -260,17 +185,3 @@ def _flags(settings):
         if value is not None:
             flags.append(("--" + name.replace("_", "-"), text))
     return tuple(flags)
-
-
-@functools.cache
-def multiply_adds(model, size, classes):
-    """Multiply-adds of a network for one image of `size` pixels a side, counted by torch."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from models import build_model
-
-    network = build_model(model, classes).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(torch.zeros(1, 3, size, size))
-    return counter.get_total_flops() // 2

@@ -60,16 +60,19 @@ class Rates:
 
 
 class Line:
-    """One line that is written over where there is a terminal, a line a finished run elsewhere."""
+    """One line that is written over where there is a terminal; elsewhere a line at the start and
+    one for each run that has finished.
+    """
 
     def __init__(self, total, rates, jobs):
         self.total, self.rates, self.jobs = total, rates, jobs
-        self.rewrites = sys.stdout.isatty()
+        self.rewrites, self.silent = sys.stdout.isatty(), True
 
     def show(self, left, at_work, finished):
         """left: runs that are not done;  finished: whether one has just been"""
-        if not (self.rewrites or finished):
+        if not (self.rewrites or self.silent or finished):
             return
+        self.silent = False
         seconds = sum(map(self.rates.seconds, left)) / self.jobs
         text = f"study: {self.total - len(left)} of {self.total} runs done, {at_work} at work, "
         text += f"about {time_words(seconds)} left"

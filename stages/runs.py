@@ -1,4 +1,4 @@
-"""The runs of the study: what one is, which are done, and several at a time until all are.
+"""The runs of the study: what one is, where it is, and its command line.
 
 A run is one step of the chain, started as a program with all its flags.  Its identity is the sha256
 of its settings, its parent's identity and the code that decides its numbers, and names its folder,
@@ -8,20 +8,10 @@ so a run that exists is never run again, and one that was killed goes on where i
 import ast
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing keeps two studies out of one run
-    fcntl = None
 
 # step -> its script, the flag that names its parent, the folder that it writes
 PROGRAMS = {
@@ -34,8 +24,8 @@ PROGRAMS = {
 # What decides a run's numbers; presets are part of a run's settings.
 CODE = ("engine.py", "ranking.py", "topk.py", "distributed.py", "main.py", "make_sample_data.py")
 CODE += ("student_train.py", "data/*.py", "models/*.py", "stages/*.py")
-NOT_CODE = ("runs.py", "arms.py")  # of stages/: they start the runs
-POLL_SECONDS = 0.1
+# Of stages/: what starts the runs, and has no say in their numbers.
+NOT_CODE = ("arms.py", "cluster.py", "progress.py", "runs.py", "sizes.py", "work.py")
 
 
 @dataclass(frozen=True)
@@ -127,128 +117,3 @@ def _meaning(node):
         return repr(node)
     parts = ((name, _meaning(value)) for name, value in ast.iter_fields(node))
     return type(node).__name__, *((name, part) for name, part in parts if part not in ((), "None"))
-
-
-# --- a lock a run -------------------------------------------------------------------------------
-
-
-def take_lock(path):
-    """-> a file descriptor that holds the lock, None where somebody else has it.
-
-    The kernel gives it up with the last process that has it open, however that ends: nothing is
-    left behind by kill -9, and a step that outlives its study.py keeps it until it is done.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
-
-
-# --- several at a time --------------------------------------------------------------------------
-
-
-@dataclass
-class Place:
-    """Where runs happen."""
-
-    root: Path  # of the project
-    runs: Path  # the folder of the runs
-    data: Path  # --data-dir
-    cores: list[int | None]  # one a job: the core that it is pinned to, None for anywhere
-    environment: dict = field(default_factory=dict)  # beside that of this process
-
-    def start(self, run, lock, core):
-        """A run as a child process with one thread; its output goes to log.txt."""
-        parent = run.parent and run.parent.folder(self.runs).absolute()
-        words = run.words(run.run_dir(self.runs).absolute(), parent)
-        words += ["--data-dir", str(self.data.absolute()), "--resume"]
-        with open(run.run_dir(self.runs) / "log.txt", "ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, *words],
-                cwd=self.root,
-                env=os.environ | self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for study.py, which passes it on once
-                pass_fds=(lock,) if fcntl else (),
-            )
-        if core is not None and hasattr(os, "sched_setaffinity"):
-            with suppress(ProcessLookupError):
-                os.sched_setaffinity(child.pid, {core})
-        return child
-
-
-class Work:
-    """Runs all of `runs` (parents first) in a Place."""
-
-    def __init__(self, runs, place):
-        self.place = place
-        self.waiting = [run for run in runs if run.result(place.runs) is None]
-        self.at_work = {}  # slot -> run, child
-        self.failed = {}  # run -> the last line of its log
-
-    def go_on(self, stopping):
-        """Yield a run that has finished, or None every POLL_SECONDS, until all is done or
-        `stopping()`; then the children save their state and stop.
-        """
-        try:
-            while self.waiting or self.at_work:
-                yield from self._finished()
-                if stopping():
-                    return
-                if not self._start() and not self.at_work and not self._elsewhere:
-                    return  # what is left waits for runs that have failed
-                yield None
-                time.sleep(POLL_SECONDS)
-        finally:
-            self._stop()
-
-    def _finished(self):
-        for slot, (run, child) in list(self.at_work.items()):
-            if child.poll() is None:
-                continue
-            del self.at_work[slot]
-            if child.returncode == 0 and run.result(self.place.runs) is not None:
-                yield run
-            else:
-                self.failed[run.identity] = run, _last_line(run.run_dir(self.place.runs))
-
-    def _start(self):
-        """Start what is ready in the free places; -> whether anything was started."""
-        self._elsewhere, started = False, False
-        for run in list(self.waiting):
-            free = [i for i in range(len(self.place.cores)) if i not in self.at_work]
-            if not free:
-                break
-            if run.parent and run.parent.result(self.place.runs) is None:
-                continue
-            lock = take_lock(run.run_dir(self.place.runs) / "lock")
-            if lock is None:
-                self._elsewhere = True
-                continue
-            self.waiting.remove(run)
-            if run.result(self.place.runs) is None:
-                child = self.place.start(run, lock, self.place.cores[free[0]])
-                self.at_work[free[0]] = run, child
-            os.close(lock)  # the child has it
-            started = True
-        return started
-
-    def _stop(self):
-        """Children save their state; a second signal would end them before they have."""
-        for _, child in self.at_work.values():
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-        for _, child in self.at_work.values():
-            child.wait()
-
-
-def _last_line(run_dir):
-    lines = (run_dir / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "no output")

@@ -21,9 +21,12 @@ from presets import PRESETS
 from report.rows import COLUMNS, read_rows, write_rows
 from report.statistics import Table
 from stages import runs as runs_module
-from stages.arms import _LABELLED, ALL, Arm, Compute, Images, Planner, Share, Times, multiply_adds
+from stages import work as work_module
+from stages.arms import Arm, Planner
 from stages.progress import Rates, Stop
-from stages.runs import Place, Run, Work, code_digest, take_lock
+from stages.runs import Run, code_digest
+from stages.sizes import ALL, LABELLED, Compute, Images, Share, Times, multiply_adds
+from stages.work import Place, Work, take_lock
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(PRESETS)
@@ -152,7 +155,7 @@ def test_the_sizes_of_the_digits_are_what_they_are(tmp_path):
     digits = load_labelled("digits", tmp_path, 8)
     labels = getattr(digits, "train_labels", None)
     labels = np.asarray(digits.train.labels if labels is None else labels)
-    assert _LABELLED["digits"] == (10, len(labels), np.bincount(labels).min())
+    assert LABELLED["digits"] == (10, len(labels), np.bincount(labels).min())
 
 
 def test_commands_are_those_of_the_four_steps(capsys):
@@ -233,7 +236,7 @@ def test_the_digest_covers_what_the_steps_import():
 HOLD = """
 import pathlib, subprocess, sys, time
 sys.path.insert(0, {root!r})
-from stages.runs import take_lock
+from stages.work import take_lock
 lock = take_lock(pathlib.Path(sys.argv[1]))
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock,))
 print(child.pid, flush=True)
@@ -241,7 +244,7 @@ time.sleep(60)
 """
 
 
-@pytest.mark.skipif(runs_module.fcntl is None, reason="no locks on this system")
+@pytest.mark.skipif(work_module.fcntl is None, reason="no locks on this system")
 def test_a_lock_lives_as_long_as_somebody_has_it(tmp_path):
     path = tmp_path / "run/lock"
     command = [sys.executable, "-c", HOLD.format(root=str(ROOT)), str(path)]
@@ -279,7 +282,8 @@ if "--k" in words and words["--k"] == "13":
     print("no luck with thirteen", file=sys.stderr)
     raise SystemExit(1)
 time.sleep(float((pathlib.Path(__file__).parent / "seconds").read_text()))
-number = int(hashlib.sha256(repr(sorted(set(sys.argv) - {"--resume"})).encode()).hexdigest(), 16)
+identity = pathlib.Path(words["--run-dir"]).name
+number = int(hashlib.sha256(identity.encode()).hexdigest(), 16)
 result = {"seconds": 1.0, "val_top1": number % 97, "test_top1": number % 89,
           "images_processed": 100}
 if stage == "samples":
@@ -361,7 +365,7 @@ def test_a_stop_lets_the_children_save_their_state(place):
     assert all(child.returncode == 143 for _, child in work.at_work.values())
 
 
-@pytest.mark.skipif(runs_module.fcntl is None, reason="no locks on this system")
+@pytest.mark.skipif(work_module.fcntl is None, reason="no locks on this system")
 def test_a_run_that_another_study_is_at_is_waited_for(place):
     teacher, *_ = chains()
     lock = take_lock(teacher.run_dir(place.runs) / "lock")
@@ -372,6 +376,20 @@ def test_a_run_that_another_study_is_at_is_waited_for(place):
             os.close(lock)
             lock = None
     assert len(started(teacher, place)) == 1
+
+
+@pytest.mark.slow
+def test_a_cluster_runs_the_same(place):
+    """On submitit's own pretended cluster: processes of this machine."""
+    pytest.importorskip("submitit")
+    from stages.cluster import ClusterPlace
+
+    cluster = ClusterPlace(place.root, place.runs, place.data, [None] * 4, cluster="local")
+    wanted = chains(13, 2)
+    work = Work(wanted, cluster)
+    assert len([run for run in work.go_on(never) if run]) == 4
+    assert [reason for _, reason in work.failed.values()] == ["no luck with thirteen"]
+    assert all(len(started(run, place)) == 1 for run in wanted[:2] + wanted[4:])
 
 
 def test_the_budget_is_a_reason_to_stop():
@@ -467,10 +485,10 @@ def run_killed(command, kills, seed):
     rng = random.Random(seed)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for kill in range(kills):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        time.sleep(rng.uniform(3, 9))
-        process.send_signal(signal.SIGKILL if kill % 2 else signal.SIGTERM)
-        process.wait()
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+            process.stdout.readline()  # its runs are under way
+            time.sleep(rng.uniform(0, 2))
+            process.send_signal(signal.SIGKILL if kill % 2 else signal.SIGTERM)
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 

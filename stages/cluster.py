@@ -1,0 +1,59 @@
+"""The same runs on a SLURM cluster, handed over by submitit (`pip install submitit`)."""
+
+import sys
+from dataclasses import dataclass, field
+
+from .work import Place
+
+MINUTES = 24 * 60  # a run may take; it goes on with --resume when it is asked for again
+
+
+@dataclass
+class ClusterPlace(Place):
+    """A Place whose runs are jobs of one core each.  Its folders are shared by all machines.
+
+    Raises ValueError where submitit is missing.
+    """
+
+    cluster: str = "slurm"
+    executor: object = field(init=False)
+
+    def __post_init__(self):
+        try:
+            import submitit
+        except ImportError:
+            raise ValueError("--cluster needs submitit: pip install submitit") from None
+        self.executor = submitit.AutoExecutor(self.runs / "jobs", cluster=self.cluster)
+        self.executor.update_parameters(timeout_min=MINUTES, cpus_per_task=1, name="study")
+
+    def start(self, run, lock, core):
+        """A run as a job, which takes the run's lock itself once it is its turn."""
+        from submitit.helpers import CommandFunction
+
+        run_dir = run.run_dir(self.runs).absolute()
+        # flock waits: where an earlier study.py has sent the same job, this one finds it done.
+        words = ["flock", str(run_dir / "lock"), "sh", "-c", 'exec "$@" >> "$0" 2>&1']
+        words += [str(run_dir / "log.txt"), "env", "-C", str(self.root)]
+        words += [f"{name}={value}" for name, value in self.environment.items()]
+        words += [sys.executable, *self.words(run)]
+        return _Job(self.executor.submit(CommandFunction(words, verbose=False)))
+
+
+class _Job:
+    """A submitted job as `Work` knows children."""
+
+    returncode = None
+
+    def __init__(self, job):
+        self.job = job
+
+    def poll(self):
+        if self.returncode is None and self.job.done():
+            self.returncode = int(self.job.exception() is not None)
+        return self.returncode
+
+    def send_signal(self, signum):
+        self.job.cancel()
+
+    def wait(self):
+        """It is cancelled; SLURM sends the signal that saves its state."""
