@@ -69,8 +69,9 @@ def main(argv=None):
         if args.dry_run:
             return study.print_plan()
         code = 0 if args.report else study.run()
-        outcomes = write_page(args.results, args.preset, study.claims, read_rows(study.csv), TUNING)
-        print_verdicts(outcomes)
+        if code < 128:  # a signal wants an end, not a report
+            rows = read_rows(study.csv)
+            print_verdicts(write_page(args.results, args.preset, study.claims, rows, TUNING))
     except (ValueError, OSError) as error:
         print(f"study.py: {error}", file=sys.stderr)
         code = 2
@@ -195,8 +196,8 @@ class Study:
         write_rows(self.csv, self.rows())
         for run, reason in failed.values():
             print(f"study.py: {run.run_dir(place.runs)}/log.txt: {reason}", file=sys.stderr)
-        if stop.spent or stop.signum:
-            print("stopped, everything saved; the same command goes on", flush=True)
+        if stop():
+            print(f"stopped by {stop.reason}, everything saved; the same command goes on")
         return 128 + stop.signum if stop.signum else int(bool(failed))
 
     def _follow(self, runs, work, stop):

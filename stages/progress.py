@@ -22,6 +22,10 @@ class Stop:
     def spent(self):
         return self.deadline is not None and time.monotonic() > self.deadline
 
+    @property
+    def reason(self):
+        return signal.Signals(self.signum).name if self.signum else "its budget"
+
     def __enter__(self):
         self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
