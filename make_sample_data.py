@@ -25,6 +25,8 @@ def parse(argv):
     add("--teacher", type=Path, metavar="PATH", help="stage or model.pt (default RUN/teacher)")
     add("--unlabeled", nargs="+", metavar="SPEC", help="heldout, cifar10, tiny-imagenet, stl10, "
         "patches, a folder, or tar shards")  # fmt: skip
+    add("--pool-size", type=flags.number(int, 1), metavar="N",
+        help="draw N images from the pool (default all)")  # fmt: skip
     add("--p", type=flags.number(int, 1), help="classes an image may stand for")
     add("--k", type=flags.number(int, 1), help="images a class keeps")
     add("--min-score", type=share, default=0.0, help="least score of a candidate")
@@ -53,7 +55,7 @@ import numpy as np
 import torch
 
 import distributed
-from data import LeakGuard, open_pool, selection
+from data import LeakGuard, draw, open_pool, selection
 from models.download import sha256_of_file
 from presets import PRESETS
 from report import diagnostics, tables
@@ -128,6 +130,8 @@ def prepare(args, stage, device):
     labelled, split = load_dataset(settings, teacher_config, teacher.classes)
     specs = args.unlabeled or list(preset.unlabeled)
     pool = open_pool(specs, data_dir, settings["input_size"], labelled, split)
+    if args.pool_size:
+        pool = draw(pool, args.pool_size, settings["seed"])
     if len(pool) > MAX_POSITION:
         raise ValueError(f"{len(pool)} images are more than one ranking holds; split the pool")
     if args.strategy == "tags":
@@ -136,6 +140,7 @@ def prepare(args, stage, device):
         stage.name, settings, labelled, (teacher.mean, teacher.std), compute, parent,
         unlabeled=specs,
         pools={source.name: {"spec": source.spec, **source.inputs} for source in pool.sources},
+        pool_size=args.pool_size,
         p=p,
         k=k,
         min_score=args.min_score,

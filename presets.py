@@ -131,6 +131,16 @@ LAB = Preset(
     finetune=replace(_LAB, epochs=2, learning_rate=0.01, warmup=0.0, cutmix=0.0),
 )
 
+# --- study: the sweeps of study.py, a run in two minutes on one core -----------------------------
+
+_STUDY = replace(_LAB, model="resnet8", epochs=4, passes=16)  # 160,000 images of 2,500
+STUDY = replace(
+    LAB,
+    teacher=_STUDY,
+    student=replace(_STUDY, passes=2, cutmix=0.0),  # as many images of 20,000
+    finetune=replace(_STUDY, epochs=10, passes=1, learning_rate=0.03, warmup=0.0, cutmix=0.0),
+)
+
 # --- demo: scikit-learn's digits, anywhere, offline ---------------------------------------------
 
 _DEMO = Training(
@@ -157,4 +167,4 @@ DEMO = Preset(
     finetune=replace(_DEMO, epochs=5, learning_rate=0.005, warmup=0.0, mixup=0.0, cutmix=0.0),
 )
 
-PRESETS = {"cifar100": CIFAR100, "lab": LAB, "demo": DEMO}
+PRESETS = {"cifar100": CIFAR100, "lab": LAB, "study": STUDY, "demo": DEMO}

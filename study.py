@@ -90,10 +90,8 @@ class Study:
             if name not in known:
                 raise ValueError(f"--claims {name}: choose from {', '.join(known)}")
         self.claims = [claim for claim in registered if claim.name in (args.claims or known)]
-        self.planners, code = {}, code_digest(ROOT)
-        for preset in {claim.preset: None for claim in registered}:
-            arms = [a for claim in registered if claim.preset == preset for a in claim.arms]
-            self.planners[preset] = Planner(preset, base(preset), {a.name: a for a in arms}, code)
+        arms = {arm.name: arm for claim in registered for arm in claim.arms}
+        self.planner = Planner(args.preset, base(args.preset), arms, code_digest(ROOT))
         self.seeds = args.seeds or max(claim.seeds for claim in registered)
         self.done = {}  # identity -> row
 
@@ -103,7 +101,7 @@ class Study:
         """Yield the (arm, seed) pairs of a claim.  Of several candidates only the best, once it is
         known from the first TUNING seeds, is run with the seeds after these.
         """
-        seeds, table = self.args.seeds or claim.seeds, Table(accuracies(rows, claim.preset))
+        seeds, table = self.args.seeds or claim.seeds, Table(accuracies(rows, self.args.preset))
         tuning, short = range(min(TUNING, seeds)), set()
         for side in (side for test in claim.tests for side in test.sides() if len(side) > 1):
             short |= set(side) - {table.best(side, tuning)}
@@ -119,7 +117,7 @@ class Study:
             run.identity: run
             for claim in self.claims
             for arm, seed in self.wanted(claim, rows)
-            for run in self.planners[claim.preset].run(arm, seed).chain()
+            for run in self.planner.run(arm, seed).chain()
         }
 
     def rows(self):
@@ -127,18 +125,17 @@ class Study:
         asks for any more, or newer code has run again, is left out.  Other presets' rows stay.
         """
         old = read_rows(self.csv)
-        rows = [row for row in old if row["preset"] not in self.planners]
+        rows = [row for row in old if row["preset"] != self.args.preset]
         by_key = {row["key"]: row for row in old}
         seeds = {int(row["seed"]) for row in old} | set(range(self.seeds))
-        for planner in self.planners.values():
-            runs, ends = {}, {}
-            for arm in planner.arms:
-                for last in (planner.run(arm, seed) for seed in seeds):
-                    ends.setdefault(last.key, []).append(arm)
-                    runs |= {run.key: run for run in last.chain()}
-            for key, run in runs.items():
-                if row := self._row(run) or by_key.get(key):
-                    rows.append(row | {"arms": "; ".join(sorted(ends.get(key, ())))})
+        runs, ends = {}, {}
+        for arm in self.planner.arms:
+            for last in (self.planner.run(arm, seed) for seed in seeds):
+                ends.setdefault(last.key, []).append(arm)
+                runs |= {run.key: run for run in last.chain()}
+        for key, run in runs.items():
+            if row := self._row(run) or by_key.get(key):
+                rows.append(row | {"arms": "; ".join(sorted(ends.get(key, ())))})
         return rows
 
     def _row(self, run):
@@ -152,10 +149,10 @@ class Study:
         rows, total = self.rows(), 0.0
         print(f"{'runs done':>10} {'images left':>12} {'time on one core':>17}  arm")
         for claim in self.claims:
-            print(f"{claim.name}, preset {claim.preset}")
+            print(claim.name)
             arms = {}
             for arm, seed in self.wanted(claim, rows):
-                chain = self.planners[claim.preset].run(arm, seed).chain()
+                chain = self.planner.run(arm, seed).chain()
                 arms.setdefault(arm, []).extend(run for run in chain if run.identity not in seen)
                 seen |= {run.identity for run in chain}
             for arm, runs in arms.items():
@@ -168,15 +165,14 @@ class Study:
 
     def print_commands(self, arm):
         """The commands that repeat an arm, with seed 0, in a folder of their own."""
-        planner = next((p for p in self.planners.values() if arm in p.arms), None)
-        if planner is None:
-            known = sorted({name for p in self.planners.values() for name in p.arms})
-            raise ValueError(f"--commands {arm}: choose from {', '.join(map(repr, known))}")
-        for run in planner.run(arm, 0).chain():
+        if arm not in self.planner.arms:
+            known = ", ".join(map(repr, sorted(self.planner.arms)))
+            raise ValueError(f"--commands {arm}: choose from {known}")
+        for run in self.planner.run(arm, 0).chain():
             where, parent = "runs/again", None
             if run.step == "further":  # it is a step 1, too
                 where, parent = "runs/again/further", "runs/again/teacher"
-            print("OMP_NUM_THREADS=1 python", shlex.join(run.words(where, parent)))
+            print("python", shlex.join(run.words(where, parent)))
 
     # --- doing it -------------------------------------------------------------------------------
 

@@ -22,6 +22,19 @@ def open_pool(specs, data_dir, input_size, labelled=None, split=None):
     return Pool(open_sources(specs, data_dir, input_size, labelled, split))
 
 
+def draw(pool, size, seed):
+    """-> Pool of `size` entries drawn at random; of one seed, each smaller pool is in each larger.
+
+    Raises ValueError for more entries than there are.
+    """
+    if size > len(pool):
+        raise ValueError(f"--pool-size {size} is above the {len(pool)} images of the pool")
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(pool))[:size])
+    cuts = np.searchsorted(chosen, pool.starts[1:-1])
+    parts = zip(pool.sources, pool.starts, np.split(chosen, cuts), strict=False)
+    return Pool([source.subset(part - start) for source, start, part in parts if len(part)])
+
+
 class Pool:
     """N entries of one or more sources, unreadable ones included.
 

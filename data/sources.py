@@ -3,10 +3,11 @@
 import glob
 import hashlib
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 import torchvision
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
@@ -68,6 +69,22 @@ class Source:
         blocks, self.unreadable = self.cache.open()
         self.images = Images.of(*(block.images for block in blocks))
         self.checksums = [block.checksums for block in blocks]
+
+    def subset(self, index):
+        """The entries at `index` (M,) int64 as a Source under the same name; no image is copied."""
+        sums = np.concatenate(self.checksums)[index]
+        return replace(
+            self,
+            names=Names(self.names.raw(i) for i in index.tolist()),
+            images=self.images.subset(torch.from_numpy(index)),
+            checksums=in_blocks(sums),
+            unreadable={
+                new: self.unreadable[old]
+                for new, old in enumerate(index.tolist())
+                if old in self.unreadable
+            },
+            truth=None if self.truth is None else self.truth[index],
+        )
 
 
 def open_sources(specs, data_dir, input_size, labelled=None, split=None):

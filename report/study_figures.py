@@ -17,9 +17,9 @@ def save_svg(figure, path):
         figure.savefig(path, metadata={"Date": None})
 
 
-def claim_figure(claim, table, outcomes):
-    """claim: claims.Claim;  table: report.statistics.Table;  outcomes: of the claim's tests
-    -> matplotlib Figure
+def claim_figure(claim, preset, table, outcomes):
+    """claim: claims.Claim;  preset: its name;  table: report.statistics.Table
+    outcomes: of the claim's tests;  -> matplotlib Figure
 
     Beside the mean over the seeds stands every seed: a seed's points are joined, since the arms
     are paired by seed.
@@ -39,7 +39,7 @@ def claim_figure(claim, table, outcomes):
             for series, points in claim.plot.ours.items()
         }  # fmt: skip
         _draw_accuracies(left, "paper: ImageNet", claim.plot.x_label, paper)
-        _draw_accuracies(middle, f"here: preset {claim.preset}", claim.plot.x_label, ours)
+        _draw_accuracies(middle, f"here: preset {preset}", claim.plot.x_label, ours)
         _draw_tests(right, claim.tests, outcomes)
     return figure
 

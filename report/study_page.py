@@ -19,13 +19,13 @@ def write_page(folder, preset, claims, rows, tuning):
     figures.mkdir(parents=True, exist_ok=True)
     judged, sections = [], []
     for claim in claims:
-        table = Table(accuracies(rows, claim.preset))
+        table = Table(accuracies(rows, preset))
         seeds = range(claim.seeds)
         outcomes = [
             test.judge(table, seeds, range(min(tuning, claim.seeds))) for test in claim.tests
         ]
         judged.append((claim, verdict_of(outcomes), outcomes))
-        save_svg(claim_figure(claim, table, outcomes), figures / f"{claim.name}.svg")
+        save_svg(claim_figure(claim, preset, table, outcomes), figures / f"{claim.name}.svg")
         sections += _section(*judged[-1], table, rows, preset)
     lines = ["# Verdicts", "", _INTRODUCTION, "", *_summary(judged), *sections]
     Path(folder, "verdicts.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -82,15 +82,15 @@ def _section(claim, verdict, outcomes, table, rows, preset):
             )
     notes = [outcome.note for outcome in outcomes if outcome.note]
     yield from ("", *(f"{note[0].upper()}{note[1:]}.  " for note in notes), "")
-    yield from _arms_table(claim, table, rows)
+    yield from _arms_table(claim, table, rows, preset)
     if verdict == "unfinished":
         yield f"Not all of the {claim.seeds} registered seeds are there; this finishes it:"
     yield from ("```", f"python study.py --preset {preset} --claims {claim.name}", "```")
 
 
-def _arms_table(claim, table, rows):
+def _arms_table(claim, table, rows, preset):
     """Every arm with what it cost and what its selection was like."""
-    ends = last_rows(rows, claim.preset)
+    ends = last_rows(rows, preset)
     yield "| arm | validation | test | n | images | multiply-adds | labels right |"
     yield "|---|---|---|---|---|---|---|"
     for arm in claim.arms:

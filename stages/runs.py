@@ -82,7 +82,7 @@ class Run:
         parent: stage folder of its parent, None where that is in `run_dir`, too
         """
         script, flag, _ = PROGRAMS[self.step]
-        words = [script, "--run-dir", str(run_dir)]
+        words = [script, "--run-dir", str(run_dir), "--threads", "1"]
         if self.parent is None:
             words += ["--preset", self.preset, "--seed", str(self.seed)]
         elif self.step == "further":  # a step 1, which inherits nothing

@@ -28,8 +28,10 @@ from data import (
     Unreadable,
     checksums,
     decode,
+    draw,
     fit_square,
     load_labelled,
+    open_pool,
     pixel_hash,
     split,
 )
@@ -523,6 +525,29 @@ def test_strange_members_of_a_tar(tmp_path):
         2: "same name as an earlier member",
         3: "not a regular file",
     }
+
+
+def test_a_part_of_a_pool_is_drawn_at_random_and_smaller_parts_are_in_larger(tmp_path):
+    for number in range(5):
+        write(tmp_path / f"one/{number}.png", picture(number))
+        write(tmp_path / f"two/{number}.png", picture(5 + number))
+    write(tmp_path / "two/broken.png", b"no image")
+    pool = open_pool([tmp_path / "one", tmp_path / "two"], tmp_path, 32)
+    small, large, again, other = (
+        draw(pool, size, seed) for size, seed in ((4, 0), (8, 0), (8, 0), (8, 1))
+    )
+    names = [part.names_of(0, len(part)) for part in (small, large, again, other)]
+    assert list(map(len, names)) == [4, 8, 8, 8] and set(names[0]) < set(names[1])
+    assert names[1] == names[2] != names[3] and names[1] == sorted(names[1])
+    for part in (small, large):
+        whole = pool.positions(part.names_of(0, len(part)))
+        assert (part.images[:] == pool.images[whole]).all()
+        assert (part.checksums(np.arange(len(part))) == pool.checksums(whole)).all()
+        broken = {part.name_of(position) for position in part.unreadable}
+        assert broken == {"two/broken.png"} & set(part.names_of(0, len(part)))
+    assert len(draw(pool, 11, 3)) == 11 and draw(pool, 11, 3).count_skipped()["unreadable"] == 1
+    with pytest.raises(ValueError, match="--pool-size 12 is above the 11 images"):
+        draw(pool, 12, 0)
 
 
 def test_pool_names_are_unique(tmp_path):

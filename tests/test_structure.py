@@ -11,9 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = {"engine", "ranking", "topk", "data", "models", "presets", "distributed"}
-SCRIPTS = {"main", "make_sample_data", "student_train", "predict", "export"}
+SCRIPTS = {"main", "make_sample_data", "student_train", "predict", "export", "study"}
 # Every module and room of the house, and which others it may import.
 PLAN = {script: LIBRARY | {"stages", "report"} for script in SCRIPTS} | {
+    "study": {"claims", "stages", "report"},
+    "claims": {"presets", "stages", "report"},
     "hubconf": {"models"},
     "stages": LIBRARY,
     "report": LIBRARY,
