@@ -482,6 +482,48 @@ def _selection(settings, preset):
     )
 
 
+def _second_round(settings, preset):
+    second = Arm("second round", ends="finetuned again")
+    rival = labels_alone("second round")
+    return Claim(
+        "second-round",
+        "Not a claim of the paper: a second round, whose teacher is the fine-tuned student, adds "
+        "to the first, and beats a supervised network of the same compute.",
+        "no second round; Noisy Student (Xie et al. 2019) makes three",
+        (TEACHER, PIPELINE, second, rival),
+        (
+            Difference(0.5, (second.name,), (PIPELINE.name,)),
+            Difference(0.5, (second.name,), (rival.name,)),
+        ),
+        Plot(
+            "",
+            {},
+            {
+                "semi-supervised": (
+                    ("teacher", TEACHER.name),
+                    ("first round", PIPELINE.name),
+                    ("second round", second.name),
+                ),
+                "labels alone": (("equal compute", rival.name),),
+            },
+        ),
+    )
+
+
+def _soft_labels(settings, preset):
+    soft = Arm("soft labels", student={"soft_labels": True})
+    return Claim(
+        "soft-labels",
+        "Not a claim of the paper: a student that learns the teacher's scores of an image's P "
+        "classes is better than one that learns the class that keeps the image.",
+        "hard labels throughout; no figures",
+        (PIPELINE, soft),
+        (Difference(0.5, (soft.name,), (PIPELINE.name,)),),
+        Plot("", {}, {"labels": (("hard", PIPELINE.name), ("soft", soft.name))}),
+    )
+
+
 # In the order in which they are run.
 _CLAIMS = (_pipeline, _fine_tuning, _pool_size, _iterations, _k, _selection, _p)
+_CLAIMS += (_second_round, _soft_labels)
 _CLAIMS += (_teacher_capacity, _self_training, _student_capacity, _all_labels)

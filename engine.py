@@ -125,7 +125,7 @@ def fit(state, images, labels, augment, compiler=None):
 
     state     TrainState, new or loaded
     images    uint8 (N,S,S,3): data.Images or a tensor; an image may stand there several times
-    labels    (N,) int64
+    labels    (N,) int64, or (N,C) float32, class probabilities
     augment   (uint8 batch, labels) -> (float batch (B,3,S,S), targets (B,) or (B,C))
     compiler  such as torch.compile: makes a faster form, with the same weights, of the network that
               is trained; whoever evaluates the network runs it as it is
@@ -161,8 +161,10 @@ def fit(state, images, labels, augment, compiler=None):
             if state.average:
                 state.update_average()
 
-            # Of a mixed image the first of its two labels counts as right.
-            right = (logits.detach().argmax(1) == target).sum()
+            # Of a mixed image the first of its two labels counts as right, of probabilities the
+            # largest.
+            hard = target if target.dim() == 1 else target.argmax(1)
+            right = (logits.detach().argmax(1) == hard).sum()
             state.sums += torch.stack([loss.detach() * len(index), right, optimizer.found_inf])
             state.seen += batch_size
             state.images += batch_size

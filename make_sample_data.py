@@ -22,7 +22,8 @@ def parse(argv):
     parser = flags.stage_parser(__doc__, training=False)
     share = flags.number(float, 0, 1)
     add = parser.add_argument_group("step 2").add_argument
-    add("--teacher", type=Path, metavar="PATH", help="stage or model.pt (default RUN/teacher)")
+    add("--teacher", type=Path, metavar="PATH", help="model.pt or its stage (default RUN/teacher); "
+        "that of step 4 begins a second round")  # fmt: skip
     add("--unlabeled", nargs="+", metavar="SPEC", help="heldout, cifar10, tiny-imagenet, stl10, "
         "patches, a folder, or tar shards")  # fmt: skip
     add("--pool-size", type=flags.number(int, 1), metavar="N",
@@ -164,7 +165,7 @@ def find_teacher(args, folder):
     if path.is_file() and not (path.parent / "config.json").exists():
         entry = {"stage": "teacher", "path": str(path.resolve())}
         return None, path, entry | {"sha256": sha256_of_file(path)}
-    stage = read_stage(path, "teacher")
+    stage = read_stage(path, "teacher", "finetuned")
     return stage.config, stage.product, stage.as_parent(folder)
 
 

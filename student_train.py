@@ -19,6 +19,8 @@ def parse(argv):
     parser = flags.stage_parser(__doc__)
     add = parser.add_argument_group("step 3").add_argument
     add("--selection", type=Path, metavar="PATH", help="the stage of step 2 (default RUN/samples)")
+    add("--soft-labels", action=flags.Boolean, help="learn the teacher's scores of an image's P "
+        "classes, not the class that keeps it (not in the paper)")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -75,10 +77,11 @@ def prepare(args, stage, samples, device):
     compute = settle_compute(
         device, flags.compute(args), stage.saved, network, settings["input_size"], recipe.batch_size
     )  # fmt: skip
-    images, labels = read_examples(samples, settings["data_dir"], labelled, split)
+    images, labels = read_examples(samples, settings["data_dir"], labelled, split, args.soft_labels)
     config = config_of(
         stage.name, settings, labelled, samples.config["normalisation"].values(), compute,
         parent=samples.as_parent(stage.folder),
+        soft_labels=args.soft_labels,
         training=asdict(recipe),
         compile=settle_compile(device, args.compile, stage.saved),
     )  # fmt: skip
@@ -87,11 +90,12 @@ def prepare(args, stage, samples, device):
     return training.TrainingJob(stage, config, compute, recipe, labelled, val, images, labels)
 
 
-def read_examples(samples, data_dir, labelled, split):
-    """Images and pseudo-labels (N,) of the selection, in the order of selection.csv.
+def read_examples(samples, data_dir, labelled, split, soft=False):
+    """Images and pseudo-labels of the selection, in the order of selection.csv: classes (N,) int64,
+    or with `soft` the teacher's probabilities (N,C) float32.
 
-    An image that several classes keep stands there several times, each time with another label.
-    Raises ValueError when a pool is not what step 2 scored.
+    An image that several classes keep stands there several times, each time with another class.
+    Raises ValueError when a pool is not what step 2 scored, FileNotFoundError without scores.
     """
     config = samples.config
     names, label, _, _ = selection.read_selection(samples.product, len(labelled.classes))
@@ -103,6 +107,13 @@ def read_examples(samples, data_dir, labelled, split):
                 f"run `{STAGES['samples'][1]} --overwrite`"
             )
     images = pool.images.subset(torch.from_numpy(pool.positions(names)))
+    if soft:
+        path = samples.folder / "scores.npz"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"--soft-labels needs {path}: run step 2 with --save-scores --overwrite"
+            )
+        label = selection.read_soft_labels(path, names, len(labelled.classes))
     return images, torch.from_numpy(label)
 
 

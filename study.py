@@ -172,6 +172,9 @@ class Study:
             where, parent = "runs/again", None
             if run.step == "further":  # it is a step 1, too
                 where, parent = "runs/again/further", "runs/again/teacher"
+            elif run.step.endswith("again"):
+                where = "runs/again/second-round"
+                parent = "runs/again/finetuned" if run.step == "samples again" else None
             print("python", shlex.join(run.words(where, parent)))
 
     # --- doing it -------------------------------------------------------------------------------

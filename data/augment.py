@@ -27,7 +27,7 @@ class Normalise:
 
 
 class Augment:
-    """A training batch: uint8 images (B,S,S,3), labels (B,) -> float (B,3,S,S), targets.
+    """A training batch: uint8 images (B,S,S,3), labels -> float (B,3,S,S), targets.
 
     policy   none; crop: shifted by up to an eighth of the side, mirrored at the border; crop-flip:
              also flipped left to right, half of them; randaugment (Cubuk et al. 2019) or
@@ -35,8 +35,9 @@ class Augment:
     mixup, cutmix   the alpha of their Beta distribution, 0 for off (Zhang et al. 2017; Yun et al.
              2019); with both on, each batch gets one of them at random
     mixed    share of the batches that get one
-    Targets are the labels (B,), or class probabilities (B,C) with mixup or cutmix.  Random numbers
-    come from torch's global generators.  Raises ValueError for an unknown policy.
+    Labels are classes (B,) or class probabilities (B,C); so are the targets, which with mixup or
+    cutmix are always (B,C).  Random numbers come from torch's global generators.  Raises ValueError
+    for an unknown policy.
     """
 
     def __init__(self, normalise, policy, num_classes, mixup=0.0, cutmix=0.0, mixed=1.0):

@@ -7,7 +7,8 @@ from torch.nn.functional import one_hot
 
 
 class Mix:
-    """Each image with the one before it: float images (B,3,S,S), labels (B,) -> mixed, (B,C).
+    """Each image with the one before it: float images (B,3,S,S), labels (B,) or class probabilities
+    (B,C) -> mixed, (B,C).
 
     mixup, cutmix   the alpha of their Beta distribution, 0 for off; with both on a batch gets one
                     of them, by the toss of a coin (Zhang et al. 2017; Yun et al. 2019)
@@ -22,7 +23,9 @@ class Mix:
         # The coin is tossed for a single way, too: torchvision's RandomChoice does.
         way, beta = self.ways[int(torch.ones(len(self.ways)).multinomial(1))]
         images, kept = way(images, float(beta.sample()))
-        return images, mixture(one_hot(labels, self.num_classes).float(), kept)
+        if labels.dim() == 1:
+            labels = one_hot(labels, self.num_classes).float()
+        return images, mixture(labels, kept)
 
 
 def mixture(values, kept):

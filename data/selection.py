@@ -52,6 +52,23 @@ def read_selection(path, num_classes):
     return images, np.array(label, np.int64), np.array(score, np.float32), np.array(rank, np.int64)
 
 
+def read_soft_labels(path, images, num_classes):
+    """The teacher's probabilities of its P best classes, scaled to sum to 1: float32 (M,C).
+
+    path: scores.npz;  images: the M names of a selection
+    Raises ValueError for a name that has no scores.
+    """
+    with np.load(path, allow_pickle=False) as scores:
+        row = {name: i for i, name in enumerate(scores["image"].tolist())}
+        if missing := next((name for name in images if name not in row), None):
+            raise ValueError(f"{path} has no scores of {missing!r}; run step 2 with --overwrite")
+        rows = np.array([row[name] for name in images])
+        score, label = scores["score"][rows], scores["label"][rows]
+    soft = np.zeros((len(images), num_classes), np.float32)
+    np.put_along_axis(soft, label, score / score.sum(1, keepdims=True), 1)
+    return soft
+
+
 def write_skipped(path, skipped):
     """`skipped`: (image, reason) pairs."""
     _write_csv(path, ["image", "reason"], skipped)

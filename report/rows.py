@@ -21,6 +21,7 @@ COLUMNS = ("identity", "key", "parent", "preset", "step", "seed", "arms", "setti
 COLUMNS += ("multiply_adds", "seconds", "val_top1", "test_top1", "selected", "labels_right")
 COLUMNS += ("code", "commit")
 STEPS = ("teacher", "further", "samples", "student", "finetuned")
+STEPS += ("samples again", "student again", "finetuned again")  # a second round
 
 
 def read_rows(path):

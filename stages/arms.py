@@ -23,19 +23,22 @@ from .runs import Run
 from .sizes import ALL, Compute, Images, Sizes, Times, multiply_adds, times
 
 # The steps in their order, with the part of a preset that holds their training.  "further" is a
-# step 1 that starts from the teacher's weights.
+# step 1 that starts from the teacher's weights; "again" is a second round, whose teacher is the
+# fine-tuned student.
 STEPS = {"teacher": "teacher", "further": "finetune", "samples": None}
 STEPS |= {"student": "student", "finetuned": "finetune"}
+STEPS |= {"samples again": None, "student again": "student", "finetuned again": "finetune"}
 # The fields of a preset that all steps depend on, and those that one does.
 _SHARED = ("dataset", "input_size", "labels_per_class", "val_per_class")
-_OWN = {step: ("unlabeled", "p", "k") if step == "samples" else (STEPS[step],) for step in STEPS}
+_OWN = {step: (STEPS[step],) if STEPS[step] else ("unlabeled", "p", "k") for step in STEPS}
 _OWN["further"] = ("teacher",)  # whose values its flags change
 
 
 @dataclass(frozen=True)
 class Arm:
     """What an arm changes, step by step: fields of presets.Training, and of a samples step
-    `p`, `k`, `strategy`, `unlabeled`, `pool_size`, of a teacher `labels_per_class`.
+    `p`, `k`, `strategy`, `unlabeled`, `pool_size`, of a teacher `labels_per_class`, of a student
+    `soft_labels`.
     """
 
     name: str
@@ -53,6 +56,10 @@ class Arm:
                 yield step
             if step == self.ends:
                 return
+
+    def changes(self, step):
+        """Of one of its steps; a second round has those of the first."""
+        return getattr(self, step.removesuffix(" again")) or {}
 
 
 @dataclass(frozen=True)
@@ -94,10 +101,11 @@ class Planner:
     def _steps(self, arm):
         """step -> flags that differ from the preset's, images, multiply-adds."""
         sizes = Sizes.of(self.base, arm)
-        done, network = {}, {"samples": self._training(arm, "teacher").model}
+        done = {}
         for step in arm.steps():
-            if step == "samples":
-                model, images = network[step], sizes.pool
+            if STEPS[step] is None:
+                teacher = "student" if "student" in done else "teacher"
+                model, images = self._training(arm, teacher).model, sizes.pool
                 flags, times = self._sample_flags(arm, sizes), 1
             else:
                 recipe, rows = self._training(arm, step), sizes.rows(step)
@@ -111,20 +119,20 @@ class Planner:
     def _training(self, arm, step):
         """The Training of a step but for its length."""
         recipe = getattr(self.base, STEPS[step])
-        changes = {n: v for n, v in (getattr(arm, step) or {}).items() if n in _TRAINING}
+        changes = {n: v for n, v in arm.changes(step).items() if n in _TRAINING}
         changes.pop("epochs", None)
         changes = {
             name: times(getattr(recipe, name), value) if isinstance(value, Times) else value
             for name, value in changes.items()
         }
-        if step in ("further", "finetuned"):  # they go on with what the step before has trained
-            changes["model"] = self._training(arm, "student" if step == "finetuned" else "teacher")
-            changes["model"] = changes["model"].model
+        if STEPS[step] == "finetune":  # it goes on with what the step before has trained
+            before = "teacher" if step == "further" else "student"
+            changes["model"] = self._training(arm, before).model
         return replace(recipe, **changes)
 
     def _with_length(self, recipe, arm, step, rows, done):
         """The Training with its epochs and passes."""
-        epochs = (getattr(arm, step) or {}).get("epochs", Images(1))
+        epochs = arm.changes(step).get("epochs", Images(1))
         if not isinstance(epochs, Images | Compute):
             return replace(recipe, epochs=epochs)
         if isinstance(epochs, Compute):
@@ -145,13 +153,15 @@ class Planner:
         flags = {n: v for n, v in asdict(recipe).items() if v != usual[n]}
         if "batch_size" in flags:  # alone it would scale the rate
             flags["learning_rate"] = recipe.learning_rate
-        if step in ("further", "finetuned"):
+        if STEPS[step] == "finetune":
             flags.pop("model", None)  # that of the step before, whatever the preset says
         if step in ("teacher", "further"):
             labels = arm.teacher.get("labels_per_class", self.base.labels_per_class)
             labels = sizes.labels_per_class if labels == ALL else labels
             shared = {"input_size": self.base.input_size, "labels_per_class": labels}
             flags |= {n: v for n, v in shared.items() if v != getattr(preset, n)}
+        if "soft_labels" in arm.changes(step):
+            flags["soft_labels"] = arm.student["soft_labels"]
         return _flags(flags)
 
     def _sample_flags(self, arm, sizes):

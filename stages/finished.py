@@ -41,23 +41,24 @@ class FinishedStage:
         return {"stage": self.name, "path": path.as_posix(), "sha256": sha256}
 
 
-def read_stage(folder, stage):
-    """The finished stage in `folder`, which may also be named by its product.
+def read_stage(folder, *stages):
+    """The finished stage in `folder`, one of `stages`; the folder may be named by its product.
 
     Raises FileNotFoundError when it has not finished, ValueError when what it was made from has
     changed since.
     """
     folder = Path(folder)
     folder = folder.parent if folder.is_file() else folder
-    product, command = STAGES[stage]
+    product, command = STAGES[stages[0]]
     if state_of(folder) != "finished":
         what = "is not there" if not folder.exists() else "is not finished (no result.json)"
         raise FileNotFoundError(
             f"{folder} {what}: run `{command}` for this run folder first, or name another stage"
         )
     config = read_json(folder / "config.json")
-    if config["stage"] != stage:
-        raise ValueError(f"{folder} holds the stage {config['stage']}; a {stage} is needed here")
+    if config["stage"] not in stages:
+        needed = f"a {' or '.join(stages)} is needed here"
+        raise ValueError(f"{folder} holds the stage {config['stage']}; {needed}")
     if not (folder / product).is_file():
         raise FileNotFoundError(f"{folder} has lost its {product}: run `{command} --overwrite`")
     check_parent(folder, config)

@@ -21,6 +21,7 @@ PROGRAMS = {
     "student": ("student_train.py", "--selection", "student"),
     "finetuned": ("main.py", "--student", "finetuned"),
 }
+PROGRAMS |= {f"{step} again": PROGRAMS[step] for step in ("samples", "student", "finetuned")}
 # What decides a run's numbers; presets are part of a run's settings.
 CODE = ("engine.py", "ranking.py", "topk.py", "distributed.py", "main.py", "make_sample_data.py")
 CODE += ("student_train.py", "data/*.py", "models/*.py", "stages/*.py")
@@ -90,7 +91,7 @@ class Run:
             words += ["--preset", self.preset, "--seed", str(self.seed), flag, f"{folder}/model.pt"]
         elif parent:
             words += [flag, str(parent)]
-        if self.step == "finetuned":
+        if self.step.startswith("finetuned"):
             words += ["--student-network", "True"]
         for name, value in self.flags:
             words += [name, *value.split()]

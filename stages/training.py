@@ -38,7 +38,7 @@ class TrainingJob:
     labelled: LabelledSet  # for its class names and its test images
     val: LabelledImages
     images: Images  # the training examples, (N,S,S,3)
-    labels: torch.Tensor  # (N,) int64, true or pseudo-labels
+    labels: torch.Tensor  # (N,) int64, true or pseudo-labels; or (N,C) float32, probabilities
     weights: dict | None = None  # a state_dict to start from
     weights_source: str = ""  # where it came from, for an error
 
@@ -242,5 +242,6 @@ def _show_batch(job, board, images, augment):
     batch, _ = augment(batch, job.labels[index].to(device))
     mean, std = map(torch.tensor, job.config["normalisation"].values())
     pixels = (batch.cpu().permute(0, 2, 3, 1) * std + mean).clamp(0, 1) * 255
-    names = [job.classes[label] for label in job.labels[index]]
+    shown = job.labels[index]
+    names = [job.classes[label] for label in (shown if shown.dim() == 1 else shown.argmax(1))]
     board.training_batch(pixels.to(torch.uint8).numpy(), names)

@@ -164,6 +164,18 @@ def test_soft_targets_give_the_soft_loss_but_count_against_the_labels():
     assert metrics["train_top1"] == pytest.approx(100 * right)
 
 
+@pytest.mark.parametrize("mix", [{}, {"mixup": 1.0, "cutmix": 1.0}], ids=["plain", "mixed"])
+def test_labels_as_probabilities_train_like_the_classes_they_stand_for(mix):
+    images, labels = made_up()
+    augment = Augment(NORMALISE, "crop-flip", CLASSES, **mix)
+    hard, soft = (TrainState(tiny_model(), recipe(batch_size=4)) for _ in range(2))
+    list(engine.fit(hard, images, labels, augment))
+    list(engine.fit(soft, images, torch.eye(CLASSES)[labels], augment))
+    assert soft.metrics() == pytest.approx(hard.metrics(), rel=1e-4)
+    for ours, theirs in zip(soft.model.parameters(), hard.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_one_step_is_nesterov_sgd_with_weight_decay():
     images, labels = made_up()
     settings = recipe(batch_size=10, weight_decay=0.01)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data import selection
+
 TRAINED = ("teacher", "student", "finetuned")
 STAGES = ("teacher", "samples", "student", "finetuned")
 PRODUCT = {"teacher": "model.pt", "samples": "selection.csv", "student": "model.pt"}
@@ -338,6 +340,44 @@ def test_a_stage_elsewhere_is_named_by_its_folder_or_its_file(
     assert step(stage, tmp_path, *stage_flags[stage], flag, source) == 0
     path = tmp_path / stage / read(tmp_path / stage / "config.json")["parent"]["path"]
     assert path.resolve() == (folder_run / parent / PRODUCT[parent]).resolve()
+
+
+def test_a_fine_tuned_student_is_the_teacher_of_a_second_round(
+    folder_run, stage_flags, tmp_path, step, quick
+):
+    flags = ("--teacher", folder_run / "finetuned", *stage_flags["samples"])
+    assert step("samples", tmp_path, *flags) == 0
+    config = read(tmp_path / "samples" / "config.json")
+    assert config["parent"]["stage"] == "finetuned"
+    first, second = (scores_of(x / "samples")["score"] for x in (folder_run, tmp_path))
+    assert first.shape == second.shape and not np.array_equal(first, second)
+    assert step("student", tmp_path, *stage_flags["student"]) == 0
+
+
+def test_soft_labels_are_the_scores_of_the_best_classes(folder_run):
+    images, label, _, _ = selection_of(folder_run / "samples")
+    soft = selection.read_soft_labels(folder_run / "samples" / "scores.npz", images, 4)
+    scores = scores_of(folder_run / "samples")
+    at = {name: row for row, name in enumerate(scores["image"])}
+    for name, kept, row in zip(images, label, soft, strict=True):
+        best = scores["label"][at[name]]
+        assert set(np.flatnonzero(row)) == set(best) and kept in best
+        score = scores["score"][at[name]]
+        np.testing.assert_allclose(row[best], score / score.sum(), rtol=1e-6)
+    with pytest.raises(ValueError, match="no scores of 'elsewhere'"):
+        selection.read_soft_labels(folder_run / "samples" / "scores.npz", ["elsewhere"], 4)
+
+
+def test_a_student_learns_soft_labels(folder_run, run_before, stage_flags, step, quick, capsys):
+    run = run_before("student")
+    assert step("student", run, *stage_flags["student"], "--soft-labels") == 0
+    assert read(run / "student" / "config.json")["soft_labels"] is True
+    hard, soft = (model_of(x / "student")["state_dict"] for x in (folder_run, run))
+    assert any(not torch.equal(hard[name], soft[name]) for name in hard)
+    (run / "samples" / "scores.npz").unlink()
+    flags = (*stage_flags["student"], "--soft-labels", "--overwrite")
+    assert step("student", run, *flags) == 2
+    assert "--save-scores" in capsys.readouterr().err
 
 
 # --- step 2's flags -----------------------------------------------------------------------------

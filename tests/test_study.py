@@ -170,6 +170,18 @@ def test_commands_are_those_of_the_four_steps(capsys):
     assert scripts[0].startswith("main.py --run-dir runs/again --threads 1 --preset demo")
 
 
+def test_a_second_round_starts_from_the_first(capsys):
+    arms = planner()
+    chain = arms.run("second round", 0).chain()
+    assert chain[3].identity == arms.run("pipeline", 0).identity
+    assert [run.step for run in chain[4:]] == ["samples again", "student again", "finetuned again"]
+    assert [run.flags for run in chain[4:]] == [run.flags for run in chain[1:4]]
+    first, second = arms.compute("pipeline"), arms.compute("second round")
+    assert second - first == first - chain[0].multiply_adds
+    study.main(["--preset", "demo", "--commands", "second round"])
+    assert "second-round --threads 1 --teacher runs/again/finetuned" in capsys.readouterr().out
+
+
 # --- identities ---------------------------------------------------------------------------------
 
 RUN = Run("teacher", "demo", 0, (("--epochs", "3"),), {"teacher": {"epochs": 30}}, code="one")
