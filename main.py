@@ -24,7 +24,7 @@ def parse(argv):
     add("--student-network", action=flags.Boolean, help="step 4: fine-tune the student")
     add("--student", type=Path, metavar="PATH", help="step 4: the stage to start from")
     add("--weights", metavar="PATH|NAME", help="step 1: start from a checkpoint, or from published "
-        "ImageNet weights such as resnet50_swsl (CC-BY-NC 4.0) or resnet50_imagenet")  # fmt: skip
+        "weights: resnet50_swsl (CC-BY-NC 4.0), efficientnet_b0, timm/resnet10t")  # fmt: skip
     args = parser.parse_args(argv)
     if args.student and not args.student_network:
         parser.error("argument --student: belongs to step 4; add --student-network True")
@@ -41,7 +41,7 @@ if __name__ == "__main__":
     flags.answer_early(parse, stage_name)
 
 import distributed
-from models import build_model, check_name
+from models import build_model, check_name, others
 from models.download import sha256_of_file
 from models.hub import HUB, MEAN, STD, hub_name, hub_weights
 from presets import PRESETS, override
@@ -108,8 +108,8 @@ def prepare(args, stage, device):
 
 
 def ask_before_hours(args, stage, device, settings, recipe):
-    """On a CPU the cifar100 preset takes days: say so before anything is decoded."""
-    if device.type == "cpu" and settings["preset"] == "cifar100" and not stage.saved:
+    """On a CPU the cifar100 presets take days: say so before anything is decoded."""
+    if device.type == "cpu" and settings["preset"].startswith("cifar100") and not stage.saved:
         of_a_class = settings["labels_per_class"] or 500 - settings["val_per_class"]
         print_hours(recipe, 100, settings["input_size"], 100 * of_a_class, args.yes)
 
@@ -142,6 +142,9 @@ def starting_point(args, student):
     if path is None:
         return Start()
     if path in HUB or not Path(path).exists():
+        if others.is_known(path):
+            weights, mean_std = others.published_weights(path)
+            return Start(weights, path, path, mean_std)
         name = hub_name(path)
         return Start(hub_weights(name), name, HUB[name], (list(MEAN), list(STD)))
     path = Path(path, "model.pt") if Path(path).is_dir() else path  # a stage's folder

@@ -70,7 +70,7 @@ def prepare(args, stage, samples, device):
     recipe = PRESETS[settings["preset"]].student
     recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
     check_name(recipe.model)  # now: data may take minutes to read
-    if device.type == "cpu" and settings["preset"] == "cifar100" and not stage.saved:
+    if device.type == "cpu" and settings["preset"].startswith("cifar100") and not stage.saved:
         print_hours(recipe, 100, settings["input_size"], samples.result["selected"], args.yes)
     labelled, split = load_dataset(settings, samples.config)
     network = build_model(recipe.model, len(labelled.classes))

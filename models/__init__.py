@@ -5,6 +5,7 @@ resnet18 ... resnext101_32x16d   torchvision's classes with the ImageNet stem (7
                                  published semi-supervised weights load into them
 resnet18-cifar ...               the same with a 3x3 stride-1 stem and no pooling, for 32 px
 resnet8 ... resnet110, -wN       small networks for CPUs, width 16 or N (models/small_resnet.py)
+vit_b_16, timm/resnet10t ...     any other network of torchvision or timm (models/others.py)
 
 models/hub.py has the table of published weights, models/download.py downloads them (and the data
 sets), models/weights.py reads weights and fits them to a network.
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from . import others
 from .small_resnet import SmallResNet
 
 # name -> block, blocks a group, convolution groups, width of a group
@@ -64,18 +66,30 @@ MODELS |= {f"resnet{d}-w{w}": partial(SmallResNet, d, w) for d in _DEPTHS[:3] fo
 
 
 def check_name(name):
-    """ValueError for a name that MODELS does not have."""
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; choose from {', '.join(MODELS)}")
+    """ValueError for a name that neither MODELS nor torchvision nor timm has."""
+    if name not in MODELS and not others.is_known(name):
+        raise ValueError(
+            f"unknown model {name!r}; {others.near(name, MODELS)}choose from {', '.join(MODELS)}, "
+            f"torchvision's other names, or timm/ and one of timm's"
+        )
 
 
 def build_model(name, num_classes):
     """A network with random weights (from torch's global generator).
 
     Maps normalised float images (B,3,H,W) to float32 logits (B,num_classes).
-    Raises ValueError for a name that MODELS does not have.
+    Raises ValueError for a name that `check_name` refuses.
     """
     check_name(name)
-    model = MODELS[name](num_classes=num_classes)
-    model.fc.__class__ = Float32Linear
+    if name in MODELS:
+        model = MODELS[name](num_classes=num_classes)
+        last = model.fc
+    else:
+        model, last = others.build(name, num_classes)
+    last.__class__ = Float32Linear
     return model
+
+
+def head_of(model):
+    """The name and the module of the layer that gives a network of `build_model` its logits."""
+    return next((n, m) for n, m in model.named_modules() if isinstance(m, Float32Linear))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from . import build_model
+from . import build_model, head_of
 
 FORMAT = 1  # of model.pt; save_model writes it, `rebuild` checks it
 _KEYS = ("state_dict", "model")  # where training programs keep the weights in their checkpoints
@@ -66,7 +66,8 @@ def start_from(model, weights, source):
     own = model.state_dict()
     # Files from before torch 0.4.1 lack these counters; torch's load_state_dict accepts that too.
     weights = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")} | weights
-    head = [name for name in ("fc.weight", "fc.bias") if name in weights]
+    last, _ = head_of(model)
+    head = [name for name in (f"{last}.weight", f"{last}.bias") if name in weights]
     other_head = any(weights[name].shape != own[name].shape for name in head)
     if other_head:
         weights = {**weights, **{name: own[name] for name in head}}

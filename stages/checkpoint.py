@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from data import whole_file
+from models import others
 from models.weights import FORMAT, load, rebuild
 from models.weights import start_from as start_from  # for those who load a checkpoint with `load`
 
@@ -37,6 +38,7 @@ def save_model(path, checkpoint):
     content = {
         "format": FORMAT,
         "arch": {"name": checkpoint.name, "num_classes": len(checkpoint.classes)},
+        "library": others.library_of(checkpoint.name),
         "classes": list(checkpoint.classes),
         "normalisation": {"mean": list(checkpoint.mean), "std": list(checkpoint.std)},
         "input_size": checkpoint.input_size,

@@ -10,6 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import distributed
+from models.others import check_input_size
 
 # A thread of a CPU is worth its waiting for the others from about so many multiply-adds a step on.
 MULTIPLY_ADDS_A_THREAD = 1e9
@@ -79,8 +80,10 @@ def settle_compute(device, flags, saved, network, input_size, batch_size):
     saved: config.json of the stage that is resumed, or None: it goes on as it began, since another
     precision or another number of threads gives other bits
     network: the module that will run, in batches of `batch_size` images of `input_size` pixels
-    Raises ValueError for bfloat16 on a GPU without it.
+    Raises ValueError for bfloat16 on a GPU without it, and for a network that does not take images
+    of that size.
     """
+    check_input_size(network, input_size)
     precision, threads = flags["precision"], flags["threads"]
     if saved:
         precision = saved["precision"] if precision == "auto" else precision

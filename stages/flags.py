@@ -123,7 +123,9 @@ def stage_parser(description, training=True):
     if training:
         add("--compile", choices=COMPILE, default="auto", help="the network that is trained, with "
             "torch.compile; auto: on a GPU, not with --deterministic (default)")  # fmt: skip
-        add("--yes", action=Boolean, help="preset cifar100 on a CPU: train for days without asking")
+        add(
+            "--yes", action=Boolean, help="presets cifar100 on a CPU: train for days without asking"
+        )
     add = parser.add_argument_group("training" if training else "scoring").add_argument
     for setting in dataclasses.fields(Training):
         if training or setting.name in _EVERYWHERE:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 import distributed
 from data import Augment, Images, LabelledImages, LabelledSet, Normalise
 from engine import TrainState, accuracy, count_steps, fit, predict
-from models import build_model
+from models import build_model, head_of
 from presets import Training
 
 from . import checkpoint, signals
@@ -181,7 +181,8 @@ def evaluate(state, images, prepare):
     network = state.network
     distributed.same_(network.buffers())  # each process's batch norm has seen its own share
     first, last = distributed.share(len(images), EVALUATED)
-    logits = torch.zeros(len(images), network.fc.out_features, device=state.sums.device)
+    _, head = head_of(network)
+    logits = torch.zeros(len(images), head.out_features, device=state.sums.device)
     for start, chunk in predict(network, images, prepare, EVALUATED, first, last, state.precision):
         logits[start : start + len(chunk)] = chunk
     return distributed.total_(logits).cpu()
@@ -189,11 +190,11 @@ def evaluate(state, images, prepare):
 
 def test_once(state, images, prepare):
     """The test set is read here, once: -> logits (N,C), features before the last layer (N,D)."""
-    inputs, network = [], state.network
-    hook = network.fc.register_forward_pre_hook(lambda _, x: inputs.append(x[0].float()))
+    inputs, (_, head) = [], head_of(state.network)
+    hook = head.register_forward_pre_hook(lambda _, x: inputs.append(x[0].float()))
     logits = evaluate(state, images, prepare)
     hook.remove()
-    features = torch.zeros(len(images), network.fc.in_features, device=state.sums.device)
+    features = torch.zeros(len(images), head.in_features, device=state.sums.device)
     first, last = distributed.share(len(images), EVALUATED)
     features[first:last] = torch.cat([features[:0], *inputs])
     return logits, distributed.total_(features).cpu()

@@ -60,7 +60,7 @@ def test_gradients_reach_every_parameter(name):
 
 
 def test_an_unknown_name_lists_the_choices():
-    with pytest.raises(ValueError, match="unknown model 'resnet51'; choose from") as error:
+    with pytest.raises(ValueError, match="unknown model 'resnet51'; did you mean") as error:
         build_model("resnet51", 10)
     assert all(name in str(error.value) for name in MODELS)
 
