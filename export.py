@@ -1,22 +1,27 @@
 """Publish a trained network: a file of weights with its hash in the name, and a model card.
 
     python export.py runs/cifar100/finetuned published
+    python export.py runs/cifar100/finetuned published --format safetensors     # or onnx
+    python export.py runs/cifar100/finetuned hub/my-network --hub-folder
 
 Reads    a finished stage (teacher, student or finetuned) and, for the card, those it was made from
-Writes   OUT/<network>_<data set>-<first 8 digits of its sha256>.pth and the same name with .md
+Writes   OUT/<network>_<data set>-<first 8 digits of its sha256>.pth and the same name with .md;
+         with --hub-folder OUT/config.json, model.safetensors and README.md, ready to upload with
+         that hub's own client
 
-The weights load with torch.load(..., weights_only=True) on any machine, through torch.hub (see
-hubconf.py), and wherever this project takes a checkpoint.  The hash in the name lets torch.hub tell
-a whole download from a broken one.
+.pth loads with torch.load(..., weights_only=True) on any machine and through torch.hub (see
+hubconf.py); it and .safetensors serve wherever this project takes a checkpoint.  The hash in the
+name lets torch.hub tell a whole download from a broken one.
 """
 
 import os
 from pathlib import Path
 
-from data import write_text
+from data import whole_file, write_json, write_text
+from models import formats
 from models.download import sha256_of_file
 from models.weights import rebuild
-from report.model_card import TITLES, model_card
+from report.model_card import TITLES, hub_head, model_card
 from report.tables import print_table
 from stages import checkpoint, flags
 from stages.finished import read_json, read_stage
@@ -30,6 +35,8 @@ def parse(argv):
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     parser.add_argument("--licence", default="MIT", help="of the weights, for the card; "
                         "your decision (default MIT, as the code)")  # fmt: skip
+    parser.add_argument("--format", choices=formats.SUFFIXES, default="pth", help="default pth")
+    parser.add_argument("--hub-folder", action=flags.Boolean, help="write what a model hub wants")
     return parser.parse_args(argv)
 
 
@@ -39,11 +46,21 @@ def main(argv=None):
     stages = lineage(args.stage)
     content = checkpoint.load(stages[0].product)
     rebuild(content, stages[0].product)  # nothing is published that does not load
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in content["state_dict"].items()}
+    content = {**content, "state_dict": tensors}
     with working():
-        weights = write_weights(content, stages[0].config["dataset"], args.out)
+        args.out.mkdir(parents=True, exist_ok=True)
+        if args.hub_folder:
+            weights, card = args.out / "model.safetensors", args.out / "README.md"
+            write(content, weights, "safetensors")
+            write_json(args.out / "config.json", formats.hub_config(content))
+        else:
+            weights = write_weights(content, stages[0].config["dataset"], args.out, args.format)
+            card = weights.with_suffix(".md")
         records = [(stage.config, stage.result) for stage in stages]
         text = model_card(weights.name, sha256_of_file(weights), content, records, args.licence)
-        card = weights.with_suffix(".md")
+        if args.hub_folder:
+            text = hub_head(content, records[0][1], args.licence) + text
         write_text(card, text)
     rows = [("weights", weights), ("model card", card), ("bytes", f"{weights.stat().st_size:,}")]
     print_table(f"{args.stage} is published", rows)
@@ -71,19 +88,27 @@ def lineage(folder):
     return stages
 
 
-def write_weights(content, dataset, out):
-    """Write the content of model.pt into the folder `out`, on the CPU, under its hash; -> the path.
+def write_weights(content, dataset, out, form):
+    """Write the content of model.pt into the folder `out` under its hash; -> the path.
 
-    Raises OSError where it cannot be written.
+    Raises OSError where it cannot be written, ValueError for a package that the format lacks.
     """
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in content["state_dict"].items()}
-    out.mkdir(parents=True, exist_ok=True)
-    name = f"{content['arch']['name']}_{dataset}"
+    name = f"{content['arch']['name']}_{dataset}".replace("/", "_")
     unnamed = out / f"{name}.unnamed"
-    checkpoint.save({**content, "state_dict": tensors}, unnamed)
-    path = out / f"{name}-{sha256_of_file(unnamed)[:8]}.pth"
+    write(content, unnamed, form)
+    path = out / f"{name}-{sha256_of_file(unnamed)[:8]}{formats.SUFFIXES[form]}"
     os.replace(unnamed, path)
     return path
+
+
+def write(content, path, form):
+    """Write one file, whole or not at all."""
+    if form == "pth":
+        checkpoint.save(content, path)
+        return
+    writer = {"safetensors": formats.write_safetensors, "onnx": formats.write_onnx}[form]
+    with whole_file(path) as partial:
+        writer(content, partial)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ timm/resnet10t ...              what `timm.list_models()` has, where timm is ins
 """
 
 import difflib
+import importlib
 
 import torch
 import torchvision
@@ -85,11 +86,16 @@ def _torchvision_names():
 
 
 def _timm(name):
+    return needed("timm", name)
+
+
+def needed(module, purpose):
+    """An optional package.  Raises ValueError that says how to install it."""
     try:
-        import timm
+        return importlib.import_module(module)
     except ImportError:
-        raise ValueError(f"{name} needs timm: pip install timm") from None
-    return timm
+        package = module.partition(".")[0]
+        raise ValueError(f"{purpose} needs {package}: pip install {package}") from None
 
 
 def _last_linear(network, name, num_classes):

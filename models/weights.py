@@ -4,13 +4,16 @@ It stands here because hubconf.py needs it, which imports nothing else of the pr
 work where only torch and torchvision are installed.
 """
 
+import json
 from pathlib import Path
 
 import torch
 
 from . import build_model, head_of
+from .others import needed
 
 FORMAT = 1  # of model.pt; save_model writes it, `rebuild` checks it
+CONTENT = "content"  # what a safetensors file calls all that a model.pt has beside the weights
 _KEYS = ("state_dict", "model")  # where training programs keep the weights in their checkpoints
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each name
 
@@ -24,7 +27,11 @@ def load(path, device="cpu"):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    if path.suffix == ".safetensors":
+        needed("safetensors", path)
     try:
+        if path.suffix == ".safetensors":
+            return _load_safetensors(path, device)
         return torch.load(path, map_location=device, weights_only=True)
     except OSError:
         raise
@@ -33,6 +40,16 @@ def load(path, device="cpu"):
             f"{path} is truncated or not a checkpoint of tensors and plain types "
             f"({type(error).__name__}); make it anew or name another file"
         ) from error
+
+
+def _load_safetensors(path, device):
+    """The content that formats.write_safetensors has written, or the bare weights of others."""
+    import safetensors
+
+    with safetensors.safe_open(path, "pt", device=str(device)) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        rest = (file.metadata() or {}).get(CONTENT)
+    return json.loads(rest) | {"state_dict": tensors} if rest else tensors
 
 
 def rebuild(state, source):

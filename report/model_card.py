@@ -66,6 +66,33 @@ sha256 {sha256}
 """
 
 
+def hub_head(content, result, licence):
+    """The YAML head that model hubs read, to stand before `model_card`.
+
+    content: as in model.pt;  result: result.json of the stage;  licence: as in `model_card`
+    """
+    library = "timm" if content["arch"]["name"].startswith("timm/") else "pytorch"
+    name = content["arch"]["name"]
+    return f"""---
+license: {licence.lower()}
+library_name: {library}
+pipeline_tag: image-classification
+datasets:
+- {result["dataset"]}
+metrics:
+- accuracy
+model-index:
+- name: {name}
+  results:
+  - task: {{type: image-classification}}
+    dataset: {{type: {result["dataset"]}, name: {result["dataset"]}}}
+    metrics:
+    - {{type: accuracy, name: test top-1, value: {result["test_top1"]:.2f}}}
+---
+
+"""
+
+
 def _metrics(stages):
     rows = [
         f"| {TITLES[config['stage']]} | {result['model']} | {result['val_top1']:.2f} | "

@@ -27,7 +27,8 @@ def write_page(folder, preset, claims, rows, tuning):
         judged.append((claim, verdict_of(outcomes), outcomes))
         save_svg(claim_figure(claim, preset, table, outcomes), figures / f"{claim.name}.svg")
         sections += _section(*judged[-1], table, rows, preset)
-    lines = ["# Verdicts", "", _INTRODUCTION, "", *_summary(judged), *sections]
+    spent = _spent([row for row in rows if row["preset"] == preset])
+    lines = ["# Verdicts", "", _INTRODUCTION, "", spent, "", *_summary(judged), *sections]
     Path(folder, "verdicts.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return judged
 
@@ -37,6 +38,11 @@ _INTRODUCTION = (
     "test images, last weights; choices were made on validation images.  Differences are paired by "
     "seed: points, mean, 95 % t interval; p is the exact two-sided sign-flip p."
 )
+
+
+def _spent(rows):
+    images, seconds = (sum(float(row[name]) for row in rows) for name in ("images", "seconds"))
+    return f"{len(rows)} runs, {images / 1e6:.1f} million images, {seconds / 3600:.1f} core hours."
 
 
 def print_verdicts(judged):
@@ -85,7 +91,10 @@ def _section(claim, verdict, outcomes, table, rows, preset):
     yield from _arms_table(claim, table, rows, preset)
     if verdict == "unfinished":
         yield f"Not all of the {claim.seeds} registered seeds are there; this finishes it:"
-    yield from ("```", f"python study.py --preset {preset} --claims {claim.name}", "```")
+    command = f"python study.py --preset {preset}"
+    yield from ("```", f"{command} --claims {claim.name}")
+    yield f'{command} --commands "{claim.arms[-1].name}"   # prints those of one arm, seed 0'
+    yield "```"
 
 
 def _arms_table(claim, table, rows, preset):

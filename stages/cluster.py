@@ -22,7 +22,7 @@ class ClusterPlace(Place):
         try:
             import submitit
         except ImportError:
-            raise ValueError("--cluster needs submitit: pip install submitit") from None
+            raise ValueError("--cluster needs submitit: pip install .[slurm]") from None
         self.executor = submitit.AutoExecutor(self.runs / "jobs", cluster=self.cluster)
         self.executor.update_parameters(timeout_min=MINUTES, cpus_per_task=1, name="study")
 

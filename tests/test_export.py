@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import shutil
+import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -185,3 +186,59 @@ def test_what_is_no_trained_stage_is_refused(publish, run_copy, tmp_path):
     code, error = publish(run_copy / "finetuned", out)
     assert code == 2 and "is truncated" in error
     assert not out.exists()
+
+
+SMALL = "--preset demo --input-size 8 --epochs 1 --passes 1 --model resnet8"
+
+
+@pytest.mark.parametrize("form", ["safetensors", "hub"])
+def test_safetensors_serve_wherever_a_checkpoint_does(publish, folder_run, tmp_path, form, step):
+    loaded = pytest.importorskip("safetensors.torch")
+    flags = ["--hub-folder"] if form == "hub" else ["--format", "safetensors"]
+    assert publish(folder_run / "finetuned", tmp_path / "out", *flags) == (0, "")
+    (path,) = (tmp_path / "out").glob("*.safetensors")
+    ours = checkpoint.load(folder_run / "finetuned" / "model.pt")
+    theirs = checkpoint.load(path)
+    tensors = ours.pop("state_dict")
+    for found in (theirs.pop("state_dict"), loaded.load_file(path)):  # also by its own loader
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert theirs == ours
+    assert step("teacher", tmp_path / "run", SMALL, "--weights", path) == 0
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="truncated or not a checkpoint"):
+        checkpoint.load(path)
+
+
+def test_a_hub_folder_says_what_it_holds(publish, folder_run, tmp_path):
+    pytest.importorskip("safetensors")
+    assert publish(folder_run / "finetuned", tmp_path, "--hub-folder") == (0, "")
+    names = {"config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    config = read_json(tmp_path / "config.json")
+    assert config["architecture"] == "resnet8" and config["num_classes"] == 4
+    assert config["pretrained_cfg"]["label_names"] == ["ant", "bee", "crab", "dove"]
+    head = (tmp_path / "README.md").read_text().split("---")[1]
+    result = read_json(folder_run / "finetuned" / "result.json")
+    assert "license: mit" in head and f"value: {result['test_top1']:.2f}" in head
+
+
+@pytest.mark.slow
+def test_onnx_gives_torchs_logits(publish, folder_run, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert publish(folder_run / "finetuned", tmp_path, "--format", "onnx")[0] == 0
+    (path,) = tmp_path.glob("*.onnx")
+    images = torch.randn(5, 3, 8, 8)
+    model = checkpoint.load_model(folder_run / "finetuned" / "model.pt").model.eval()
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
+    torch.testing.assert_close(logits, model(images).detach(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("form, package", [("safetensors", "safetensors"), ("onnx", "onnx")])
+def test_a_missing_package_is_named(publish, folder_run, tmp_path, monkeypatch, form, package):
+    for name in (package, f"{package}.torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    code, error = publish(folder_run / "finetuned", tmp_path, "--format", form)
+    assert code != 0 and f"pip install {package}" in error and not list(tmp_path.iterdir())

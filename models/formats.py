@@ -1,0 +1,61 @@
+"""A trained network in other people's formats: safetensors, ONNX, the folder of a model hub.
+
+`content` is what a model.pt holds, its tensors on the CPU; see stages/checkpoint.py.
+"""
+
+import json
+
+import torch
+
+from .others import needed
+from .weights import CONTENT, rebuild
+
+SUFFIXES = {"pth": ".pth", "safetensors": ".safetensors", "onnx": ".onnx"}  # by format
+
+
+def write_safetensors(content, path):
+    """The weights under their own names; all the rest as JSON in the file's metadata, from which
+    `weights.load` makes the content again.  timm and torchvision load the weights as they are.
+    """
+    rest = {name: value for name, value in content.items() if name != "state_dict"}
+    metadata = {"format": "pt", CONTENT: json.dumps(rest)}
+    needed("safetensors.torch", "this format").save_file(content["state_dict"], path, metadata)
+
+
+def write_onnx(content, path):
+    """The network as ONNX, from normalised images (B,3,S,S) to float32 logits (B,C), any B.
+
+    Raises ValueError where onnxruntime's logits of ten random images are not torch's.
+    """
+    for module in ("onnx", "onnxscript"):
+        needed(module, "this format")
+    runtime = needed("onnxruntime", "this format")
+    model, side = rebuild(content, path).eval(), content["input_size"]
+    images = torch.randn(10, 3, side, side, generator=torch.Generator().manual_seed(0))
+    batch = {"images": {0: torch.export.Dim("batch", min=1)}}
+    torch.onnx.export(
+        model, (images[:2],), path, input_names=["images"], output_names=["logits"],
+        dynamic_shapes=tuple(batch.values()), dynamo=True, external_data=False, verbose=False,
+    )  # fmt: skip
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        wanted = model(images)
+    if not torch.allclose(torch.from_numpy(logits), wanted, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"{path}: onnxruntime gives other logits than torch; export another format"
+        )
+
+
+def hub_config(content):
+    """config.json as timm's hub folders have it: a dict."""
+    side, normalisation = content["input_size"], content["normalisation"]
+    return {
+        "architecture": content["arch"]["name"].removeprefix("timm/"),
+        "num_classes": content["arch"]["num_classes"],
+        "pretrained_cfg": {
+            "input_size": [3, side, side],
+            **normalisation,
+            "label_names": content["classes"],
+        },
+    }
