@@ -74,6 +74,9 @@ _RESNET50 = Training(
     learning_rate=0.8,
     weight_decay=5e-4,  # usual for CIFAR; 2e-3 and 5e-3 lose 5 and 19 points in short runs
     label_smoothing=0.1,
+    # Over hundreds of epochs MixUp and CutMix gain alike; of three epochs MixUp costs 2.5 points and
+    # CutMix 10.
+    mixup=0.2,
 )
 CIFAR100 = Preset(
     dataset="cifar100",
@@ -91,17 +94,19 @@ CIFAR100 = Preset(
     student=replace(
         _RESNET50,
         epochs=90,  # 8.7 M images of the 97,000 rows, twice the teacher's; the paper has 4 times
+        schedule="cosine",  # 13 halvings end 11.6 points lower in a short run
         label_smoothing=0.0,
         weight_decay=2e-4,  # the sum of rate times decay is 1.4
     ),
     finetune=replace(
         _RESNET50,
         epochs=30,  # paper
-        learning_rate=0.08,  # a tenth of the peak
+        learning_rate=0.08,  # a tenth of the peak: 1/400 and 1/40 end a point lower in a short run
         schedule="steps",  # paper
         warmup=0.0,
         weight_decay=1e-4,  # paper
         label_smoothing=0.0,
+        mixup=0.0,
     ),
 )
 
@@ -116,6 +121,7 @@ CIFAR100_PAPER = replace(
         epochs=186,  # 18 M images
         learning_rate=0.2,  # 0.1 for every 256 images
         schedule="halving",
+        mixup=0.0,
         weight_decay=1e-4,
     ),
     finetune=replace(CIFAR100.finetune, learning_rate=0.2 / 400),
