@@ -6,6 +6,10 @@ import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
+from data import UNKNOWN
+
+from .diagnostics import verdicts
+
 _EMBEDDED = 1000  # test images in the embedding projector, at most
 _SPRITE = 32  # pixels a side of their pictures: all of them share one of 8192 px at most
 _BEST = 8  # images of a class shown
@@ -97,28 +101,29 @@ class Board:
         rows: diagnostics.SelectedRows;  images: the pool's
         histogram: int64 (bins,), the scored images by the score of their best class, from 0 to 1
         """
-        known = rows.truth >= 0
-        self._best_images(rows, images, classes, known.all())
+        correct = verdicts(rows)
+        self._best_images(rows, images, classes, correct)
         self._writer.add_histogram("selection/score, kept", rows.score)
         figure = self._figures.score_histogram(np.asarray(histogram), rows.score)
         self._writer.add_figure("selection/scores", figure)
         counts = np.bincount(rows.label, minlength=len(classes))
         figure = self._figures.per_class_counts(counts, classes, k)
         self._writer.add_figure("selection/images per class", figure)
-        if known.any():
-            right = (rows.truth == rows.label)[known]
+        judged = rows.truth != UNKNOWN
+        if judged.any():
             last = max(k, rows.rank.max())
-            figure = self._figures.accuracy_by_rank(rows.rank[known], right, last)
+            right = correct[judged].astype(bool)
+            figure = self._figures.accuracy_by_rank(rows.rank[judged], right, last)
             self._writer.add_figure("selection/accuracy by rank", figure)
 
-    def _best_images(self, rows, images, classes, with_truth):
+    def _best_images(self, rows, images, classes, correct):
         for number, first in enumerate(range(0, len(classes), _CLASSES)):
             some = range(first, min(first + _CLASSES, len(classes)))
             best = [np.flatnonzero(rows.label == label)[:_BEST] for label in some]
             figure = self._figures.best_images(
                 [np.asarray(images[torch.from_numpy(rows.position[which])]) for which in best],
                 [rows.score[which] for which in best],
-                [rows.truth[which] == rows.label[which] for which in best] if with_truth else None,
+                [correct[which] for which in best],
                 [classes[label] for label in some],
                 f"Best-ranked images, classes {first + 1} to {some.stop} of {len(classes)}",
             )
