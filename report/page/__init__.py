@@ -12,12 +12,13 @@ from pathlib import Path
 import jinja2
 
 from report import curves
-from report.tables import TRAININGS, labels_right
+from report.tables import TRAININGS
 
 from . import selected, steps, tested
 from .parts import NONE, chart
 
 FOLDER = Path(__file__).parent
+_UNCOMPARED = ("stage", "parent.", "versions.", "inputs.", "pools.", "normalisation.", "data_dir")
 
 
 def render(runs, command_of):
@@ -79,12 +80,10 @@ def comparison(runs):
         )
         for training in TRAININGS.values()
     ]
-    samples = [run.stages["samples"].result if run.rows else None for run in runs.values()]
-    for title, text in (
-        ("images kept", lambda result: f"{result['selected']:,}"),
-        ("labels right", labels_right),
-    ):
-        lines.append((title, *(text(result) if result else NONE for result in samples)))
+    kept = (f"{len(run.rows[0]):,}" if run.rows else NONE for run in runs.values())
+    lines.append(("rows kept", *kept))
+    right = (steps.labels_text(run) if run.rows else NONE for run in runs.values())
+    lines.append(("labels right", *right))
     lines += _differences(runs)
     tops = [
         (name, *(_percent(found.get(training)) for training in TRAININGS.values()))
@@ -116,16 +115,14 @@ def _percent(value):
 
 
 def _differences(runs):
-    """(stage and setting, its value in each run) of what is not the same in all."""
-    flat = [
-        {
-            f"{stage}: {name}": value
-            for stage, found in run.stages.items()
-            for name, value in steps.flat(found.config)
-            if not name.startswith(("parent.", "versions."))
-        }
-        for run in runs.values()
-    ]
-    names = dict.fromkeys(name for found in flat for name in found)
-    lines = [(name, *(found.get(name, NONE) for found in flat)) for name in names]
+    """(setting, its value in each run) of what is not the same in all."""
+    columns = [{} for _ in runs]
+    for column, run in zip(columns, runs.values(), strict=True):
+        for stage, found in run.stages.items():
+            for name, value in steps.flat(found.config):
+                if not name.startswith(_UNCOMPARED):
+                    own = name.startswith("training.")
+                    column.setdefault(f"{stage}: {name}" if own else name, value)
+    names = dict.fromkeys(name for column in columns for name in column)
+    lines = [(name, *(column.get(name, NONE) for column in columns)) for name in names]
     return [line for line in lines if len(set(line[1:])) > 1]

@@ -9,6 +9,7 @@ for (const select of document.querySelectorAll("select[data-run]")) {
       part.hidden = select.value !== "" && part.dataset.label !== select.value;
       if (part.tagName === "LI" && !part.hidden) shown += 1;
     }
+    for (const groups of run.querySelectorAll(".groups")) groups.open ||= select.value !== "";
     run.classList.toggle("filtered", select.value !== "");
     output.textContent = shown + " pictures";
   };

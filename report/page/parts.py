@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from .embed import inline_svg
 
+SPACE = "\N{NO-BREAK SPACE}"
 NONE = "-"  # in a table, where there is nothing to say
 MANY = 20  # classes, above which a chart with a name a class is as wide as the page
 _SIZE = (4.6, 3.6)  # inches: on a phone's 360 px its letters can still be read
@@ -27,4 +28,4 @@ def chart(figure, title, name, table, wide=False, note="", size=_SIZE):
 
 
 def percent(part, whole):
-    return f"{100 * part / whole:.1f} %" if whole else NONE
+    return f"{100 * part / whole:.1f}{SPACE}%" if whole else NONE

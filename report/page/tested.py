@@ -8,7 +8,7 @@ from report.diagnostics import confusion, most_confused
 from report.tables import TRAININGS
 
 from .embed import data_uri
-from .parts import MANY, chart, percent
+from .parts import MANY, SPACE, chart, percent
 
 MISTAKES = 24  # images shown of each kind, at most
 
@@ -36,7 +36,7 @@ def confusions(run, uid):
         note = (
             f"{percent(np.trace(matrix), matrix.sum())} of {matrix.sum():,} test images are right."
         )
-        size = None if wide else (5.4, 4.8)
+        size = None if wide else (4.6, 4.2)
         name = f"{uid}-confusion-{stage}"
         charts.append(chart(figure, title, name, (head, pairs), wide, note, size))
     if len(both) == 2:
@@ -75,33 +75,39 @@ def mistakes(run):
     truth = run.test.labels
     old, new = (run.logits[stage].softmax(1) for stage in (first, last))
     was, now = old.argmax(1) == truth, new.argmax(1) == truth
-    names = TRAININGS[first], TRAININGS[last]
-    kinds = {f"The {names[1]} is wrong": ~now}
+    names = (first,) if first == last else ("teacher", "student")
+    kinds = {f"The {first} is wrong": ~now}
     if first != last:
         kinds = {
-            f"Lost: the {names[0]} is right, the {names[1]} is wrong": was & ~now,
-            f"Won: the {names[0]} is wrong, the {names[1]} is right": ~was & now,
+            "Lost: the teacher is right, the student is wrong": was & ~now,
+            "Won: the teacher is wrong, the student is right": ~was & now,
             "Both are wrong": ~was & ~now,
         }
     groups = []
     for title, some in kinds.items():
         found = some.nonzero()[:, 0]
         found = found[new[found].amax(1).argsort(descending=True, stable=True)]  # the surest first
-        pictures = [_tested(run, i, (old, new), names) for i in found[:MISTAKES].tolist()]
+        pictures = [
+            _tested(run, i, dict(zip(names, (old, new), strict=False)))
+            for i in found[:MISTAKES].tolist()
+        ]
         groups.append({"title": title, "count": len(found), "pictures": pictures})
     return groups
 
 
-def _tested(run, i, both, names):
-    truth = run.classes[run.test.labels[i]]
-    said = {
-        name: f"{run.classes[int(probs[i].argmax())]} {100 * float(probs[i].max()):.0f} %"
-        for name, probs in zip(names, both, strict=True)
-    }
-    text = "; ".join(f"{name}: {answer}" for name, answer in said.items())
+def _tested(run, i, probs):
+    """A test image.  probs: {network: float (N,C)}"""
+    label = int(run.test.labels[i])
+    truth, lines = run.classes[label], [f"true: {run.classes[label]}"]
+    for name, of_all in probs.items():
+        best = int(of_all[i].argmax())
+        mark = figures.LOOKS[best == label][1]
+        lines.append(
+            f"{name}: {run.classes[best]} {100 * float(of_all[i, best]):.0f}{SPACE}% {mark}"
+        )
     return {
         "src": data_uri(run.test.images[torch.tensor([i])][0].numpy()),
-        "alt": f"test image {run.test.names[i]}, truly {truth}",
-        "caption": f"{truth}: {text}",
+        "alt": f"test image {run.test.names[i]}, in truth {truth}",
+        "caption": "\n".join(lines),
         "label": truth,
     }
