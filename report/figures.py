@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .diagnostics import rank_bin, wilson_interval
+from .tables import shorten
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#B2182B", "#666666"
 # A pseudo-label is right, wrong or of unknown truth: the colour, the mark, and what they mean.
@@ -30,12 +31,6 @@ _RANK_BINS = 20
 
 def blank(width, height, layout="constrained"):
     return Figure(figsize=(width, height), dpi=100, layout=layout)
-
-
-def shorten(name, most=16):
-    """`name` in at most `most` characters."""
-    name = str(name)
-    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def name_ticks(axis, classes, size):
@@ -216,7 +211,7 @@ def _folded(tiles, per_row=8):
 
 def image_batch(images, titles, heading):
     """images uint8 (n,S,S,3), titles: one text an image -> Figure."""
-    tiles = [Tile(image, shorten(title, 18)) for image, title in zip(images, titles, strict=True)]
+    tiles = [Tile(image, shorten(title, 20)) for image, title in zip(images, titles, strict=True)]
     return grid(_folded(tiles), heading)
 
 

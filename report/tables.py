@@ -81,5 +81,21 @@ def accuracy_summary(results):
     return [(name, f"{result['test_top1']:.2f} %") for name, result in found]
 
 
+def shorten(name, most=16):
+    """`name` in at most `most` characters."""
+    name = str(name)
+    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def flat(content, before=""):
+    """Yields (dotted name, text) of what a JSON object holds, Nones left out."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{before}{name}.")
+        elif value is not None:
+            some = value if isinstance(value, list) else [value]
+            yield before + name, " ".join(map(str, some))
+
+
 def _time(result):
     return f"{result['seconds']:.0f} s, {result['images_per_second']:.0f} images/s"

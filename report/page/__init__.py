@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 
 from report import curves
-from report.tables import TRAININGS
+from report.tables import TRAININGS, flat
 
 from . import selected, steps, tested
 from .parts import NONE, chart
@@ -119,7 +119,7 @@ def _differences(runs):
     columns = [{} for _ in runs]
     for column, run in zip(columns, runs.values(), strict=True):
         for stage, found in run.stages.items():
-            for name, value in steps.flat(found.config):
+            for name, value in flat(found.config):
                 if not name.startswith(_UNCOMPARED):
                     own = name.startswith("training.")
                     column.setdefault(f"{stage}: {name}" if own else name, value)

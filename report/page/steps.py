@@ -2,7 +2,7 @@
 
 from report import curves
 from report.diagnostics import SelectedRows, count_labels
-from report.tables import TRAININGS, labels_right
+from report.tables import TRAININGS, flat, labels_right
 
 from .parts import chart
 
@@ -103,13 +103,3 @@ def settings(run, command_of):
     lines = [(name, *(column.get(name, "") for column in columns.values())) for name in names]
     commands = [command_of(run.folder, found.config) for found in run.stages.values()]
     return {"head": ("setting", *columns), "rows": lines, "commands": commands}
-
-
-def flat(config, before=""):
-    """Yields (dotted name, text) of what a config.json holds."""
-    for name, value in config.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{before}{name}.")
-        elif value is not None:
-            some = value if isinstance(value, list) else [value]
-            yield before + name, " ".join(map(str, some))
