@@ -209,3 +209,42 @@ def test_the_commands_make_the_run_again(folder_run, stage_flags):
         else:
             assert set(zip(own[::2], own[1::2], strict=True)) <= pairs | {("--mixup", "0.2")}
             assert ("--epochs", "2") in set(zip(own[::2], own[1::2], strict=True))
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def browser():
+    """A phone's browser, 360 pixels wide."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("no chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    for flag in ("headless=new", "no-sandbox", "disable-gpu"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
+    found.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    yield found
+    found.quit()
+
+
+def test_on_a_phone_nothing_is_cut_off_and_the_filter_works(browser, page, tmp_path):
+    file = tmp_path / "page.html"
+    file.write_text(page.source, encoding="utf-8")
+    browser.get(file.as_uri())
+    width, visible, pictures = browser.execute_script("""
+        const select = document.querySelector("select");
+        select.value = "3";
+        select.dispatchEvent(new Event("change"));
+        const shown = [...document.querySelectorAll("li[data-label]")].filter(x => !x.hidden);
+        const sizes = [...document.images].map(x => x.naturalWidth && x.width);
+        return [document.documentElement.scrollWidth, shown.map(x => x.dataset.label), sizes];
+    """)
+    assert width == 360
+    assert visible and set(visible) == {"3"}
+    assert pictures and min(pictures) > 0
+    assert browser.get_log("browser") == []

@@ -25,6 +25,8 @@ import torchvision
 from PIL import Image
 
 from data import (
+    NO_CLASS,
+    Pool,
     Unreadable,
     checksums,
     decode,
