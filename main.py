@@ -164,7 +164,8 @@ def print_summary(args, job, result):
         rows.append(("next", flags.next_command("make_sample_data.py", args)))
         tables.print_table(title, rows)
         return
-    rows.append(("next", f"tensorboard --logdir {folder.parent.parent}"))
+    rows.append(("next", f"python -m report {folder.parent}"))
+    rows.append(("or", f"tensorboard --logdir {folder.parent.parent}"))
     tables.print_table(title, rows)
     files = {stage: folder.parent / stage / "result.json" for stage in STAGES}
     results = {stage: read_json(file) for stage, file in files.items() if file.exists()}

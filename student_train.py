@@ -34,7 +34,7 @@ if __name__ == "__main__":
 import torch
 
 import distributed
-from data import open_pool, selection
+from data import reopen_pool, selection
 from models import build_model, check_name
 from presets import PRESETS
 from report import tables
@@ -44,7 +44,6 @@ from stages.config import config_of
 from stages.dataset import load_dataset
 from stages.device import set_up_device, settle_compile, settle_compute
 from stages.estimate import print_hours
-from stages.folder import STAGES
 from stages.inherit import inherit, recipe_in_force
 from stages.lifetime import open_stage
 from stages.program import program
@@ -97,15 +96,8 @@ def read_examples(samples, data_dir, labelled, split, soft=False):
     An image that several classes keep stands there several times, each time with another class.
     Raises ValueError when a pool is not what step 2 scored, FileNotFoundError without scores.
     """
-    config = samples.config
     names, label, _, _ = selection.read_selection(samples.product, len(labelled.classes))
-    pool = open_pool(config["unlabeled"], data_dir, config["input_size"], labelled, split)
-    for source in pool.sources:
-        if source.inputs["digest"] != config["pools"][source.name]["digest"]:
-            raise ValueError(
-                f"the pool {source.name} has changed since step 2 scored it; "
-                f"run `{STAGES['samples'][1]} --overwrite`"
-            )
+    pool = reopen_pool(samples.config, data_dir, labelled, split)
     images = pool.images.subset(torch.from_numpy(pool.positions(names)))
     if soft:
         path = samples.folder / "scores.npz"

@@ -41,7 +41,7 @@ from .decode import Unreadable, checksums, decode, fit_square, pixel_hash, read_
 from .duplicates import LeakGuard
 from .images import Images
 from .labelled import LABELLED_SETS, LabelledImages, LabelledSet, load_labelled
-from .pool import Pool, draw, open_pool
-from .sources import Source
+from .pool import Pool, draw, open_pool, reopen_pool
+from .sources import NO_CLASS, UNKNOWN, Source
 from .splits import Split, split
 from .whole_file import whole_file, write_json, write_text

@@ -12,7 +12,7 @@ import distributed
 from .duplicates import SUBSETS
 from .images import Images
 from .listing import spans
-from .sources import open_sources
+from .sources import UNKNOWN, open_sources
 
 COUNTED = 2**24  # checksums compared at a time for copies inside the pool: 128 MB
 
@@ -33,6 +33,23 @@ def draw(pool, size, seed):
     cuts = np.searchsorted(chosen, pool.starts[1:-1])
     parts = zip(pool.sources, pool.starts, np.split(chosen, cuts), strict=False)
     return Pool([source.subset(part - start) for source, start, part in parts if len(part)])
+
+
+def reopen_pool(config, data_dir, labelled, split):
+    """The Pool of an earlier step 2.  config: its config.json as a dict
+
+    Raises ValueError when a source is no longer what was scored, and the errors of `open_sources`.
+    """
+    pool = open_pool(config["unlabeled"], data_dir, config["input_size"], labelled, split)
+    if config.get("pool_size"):
+        pool = draw(pool, config["pool_size"], config["seed"])
+    for source in pool.sources:
+        if source.inputs["digest"] != config["pools"][source.name]["digest"]:
+            raise ValueError(
+                f"the pool {source.name} has changed since step 2 scored it; "
+                f"run `python make_sample_data.py --overwrite`"
+            )
+    return pool
 
 
 class Pool:
@@ -145,8 +162,10 @@ class Pool:
                 yield start, start + len(source), source.truth
 
     def truth_of(self, positions):
-        """The true classes where they are known, else -1: int64 (M,)."""
-        truth = np.full(len(positions), -1)
+        """The true classes, NO_CLASS for an image of none, UNKNOWN where nothing is known:
+        int64 (M,).
+        """
+        truth = np.full(len(positions), UNKNOWN)
         for start, stop, classes in self._known():
             here = (positions >= start) & (positions < stop)
             truth[here] = classes[positions[here] - start]
@@ -156,7 +175,8 @@ class Pool:
         """How many scorable entries are known to be of each class: int64 (C,)."""
         counts = np.zeros(num_classes, np.int64)
         for start, stop, classes in self._known():
-            counts += np.bincount(classes[self.scorable(start, stop)], minlength=num_classes)
+            classes = classes[self.scorable(start, stop)]
+            counts += np.bincount(classes[classes >= 0], minlength=num_classes)
         return counts
 
     def tags(self, classes, first, last):

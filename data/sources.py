@@ -24,6 +24,7 @@ from .whole_file import remove
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+UNKNOWN, NO_CLASS = -1, -2  # in place of a true class; an image of no class is never labelled right
 PATCH_SCALES = ((64, 64), (96, 96), (128, 64))  # side and stride, pixels; 258 patches
 WAY_OUT = "give a folder of images with --unlabeled, or use heldout or patches (both offline)"
 
@@ -37,7 +38,7 @@ class Source:
     images: Images of all N, zeros where unreadable
     checksums: [uint8 (n, 16)], one array a block of listing.BLOCK entries
     unreadable: {position: reason}
-    truth: int64 (N,), classes of the labelled set, or None where they are not known
+    truth: int64 (N,), classes of the labelled set or NO_CLASS, or None where they are not known
     """
 
     name: str
@@ -204,7 +205,8 @@ def _patches(data_dir, size):
     inputs = {"kind": "patches", "path": "sklearn.datasets.load_sample_images"}
     inputs |= {"digest": digest, "entries": len(names)}
     sums = in_blocks(checksums(images))
-    return Source("patches", Names(names), inputs, Images.of(images), sums)
+    truth = np.full(len(names), NO_CLASS)
+    return Source("patches", Names(names), inputs, Images.of(images), sums, truth=truth)
 
 
 def _path(spec, data_dir, size):

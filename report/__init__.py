@@ -1,4 +1,5 @@
-"""What people look at: TensorBoard, figures, numbers about a selection, printed tables.
+"""What people look at: the report page, TensorBoard, figures, numbers, printed tables.
 
-Takes plain values, arrays and tensors; knows no stage and no script.
+Takes plain values, arrays and tensors; knows no stage and no script.  `__main__` alone is a script:
+`python -m report RUN`.
 """

@@ -1,16 +1,40 @@
-"""What TensorBoard shows of a stage: curves, settings, figures, the projector."""
+"""What TensorBoard shows of a stage: curves, tables, figures, the projector.
 
-import json
+TensorBoard sorts groups of tags by name: numbers put the curves first and let them tell the story.
+"""
 
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
+
+from data import UNKNOWN
+
+from .diagnostics import confusion, most_confused, verdicts
+from .tables import flat, shorten
 
 _EMBEDDED = 1000  # test images in the embedding projector, at most
 _SPRITE = 32  # pixels a side of their pictures: all of them share one of 8192 px at most
 _BEST = 8  # images of a class shown
 _CLASSES = 20  # in one figure of the best images
 _PAIRS = 16  # near-duplicates shown beside the labelled images that they resemble
+_MISTAKES = 32  # misclassified test images shown
+# A curve for each name of metrics.jsonl.  Training's own accuracy is no measure of the network.
+_CURVES = {
+    "val_top1": "1 accuracy/validation top-1",
+    "val_top5": "1 accuracy/validation top-5",
+    "train_top1": "1 accuracy/training batches, augmented, against the labels given",
+    "train_loss": "2 loss/training",
+    "lr": "3 learning rate/learning rate",
+    "images_per_second": "4 speed/images a second",
+    "seconds": "4 speed/seconds an epoch",
+}
+# What the table of runs (HPARAMS) shows of result.json, in this order; the text has all the rest.
+_FINAL = {
+    "test_top1": "5 final, for HPARAMS/test top-1",
+    "test_top5": "5 final, for HPARAMS/test top-5",
+    "val_top1": "5 final, for HPARAMS/validation top-1",
+    "pseudo_label_accuracy": "5 final, for HPARAMS/labels right of known class",
+}
 
 
 class Board:
@@ -36,58 +60,91 @@ class Board:
         self._writer.close()
 
     def settings(self, config):
-        """config: the content of config.json, shown as text."""
-        self._writer.add_text("settings", f"```json\n{json.dumps(config, indent=2)}\n```")
+        """config: the content of config.json, shown as a table."""
+        self._writer.add_text("settings", table(("setting", "value"), flat(config)))
 
     def epoch(self, metrics):
         """A point on each curve; `metrics`: numbers by name, with the epoch's as "epoch"."""
-        for name, value in metrics.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, metrics["epoch"])
+        for name, tag in _CURVES.items():
+            if name in metrics:
+                self._writer.add_scalar(tag, metrics[name], metrics["epoch"])
 
     def hparams(self, hparams, result):
-        """A line in the table of runs: settings, and the numbers of result.json as final/*."""
+        """A line in the table of runs, accuracies first; all of result.json as text."""
         kinds = (int, float, str, bool)
         plain = {k: v if isinstance(v, kinds) else str(v) for k, v in hparams.items()}
-        new = {k: v for k, v in result.items() if k not in hparams and isinstance(v, (int, float))}
-        numbers = {f"final/{name}": value for name, value in new.items()}
+        numbers = {
+            tag: result[name] for name, tag in _FINAL.items() if result.get(name) is not None
+        }
         self._writer.add_hparams(plain, numbers, run_name=".")
+        text = "Accuracies are in percent; the test images were read once, with the last weights."
+        lines = table(("number of result.json", "value"), flat(result))
+        self._writer.add_text("final numbers", f"{text}\n\n{lines}")
         self._writer.flush()
 
     # --- training ---------------------------------------------------------------------------
 
-    def training_batch(self, images, names):
-        """images: uint8 (B,S,S,3), augmented;  names: the class of each."""
+    def training_batch(self, images, targets, classes):
+        """images: uint8 (B,S,S,3), augmented;  targets: see `label_titles`;  classes: names"""
         heading = "Training images as the network sees them"
-        figure = self._figures.image_batch(np.asarray(images), names, heading)
-        self._writer.add_figure("augmented inputs", figure)
+        figure = self._figures.image_batch(
+            np.asarray(images), label_titles(targets, classes), heading
+        )
+        self._writer.add_figure("training/augmented inputs", figure)
 
-    def test_results(self, logits, labels, classes, epoch):
-        """Confusion matrix and precision-recall curves.
+    def test_results(self, logits, labels, classes, epoch, images):
+        """Confusion matrix and the pairs confused most, misclassified images, precision and recall.
 
-        logits (N,C), labels int64 (N,), on the CPU;  classes: C names
+        logits (N,C), labels int64 (N,), on the CPU;  classes: C names;  images: N images
         """
-        number = len(classes)
-        cell = labels * number + logits.argmax(1)
-        matrix = cell.bincount(minlength=number**2).view(number, number).numpy()
+        predicted = logits.argmax(1)
+        matrix = confusion(predicted, labels, len(classes))
         figure = self._figures.confusion_matrix(matrix, classes)
-        self._writer.add_figure("test/confusion matrix", figure, epoch)
+        self._writer.add_figure("test/1 confusion matrix", figure, epoch)
+        pairs = table(("true class", "taken for", "images", "% of the true class"),
+                      most_confused(matrix, classes))  # fmt: skip
+        self._writer.add_text("most confused classes of the test", pairs, epoch)
+        self._mistakes(logits.softmax(1), labels, classes, epoch, images)
         probs = logits.softmax(1)
         for label, name in enumerate(classes):
             tag = f"test precision-recall/{name}"
             self._writer.add_pr_curve(tag, labels == label, probs[:, label], epoch)
 
-    def test_features(self, features, labels, images, classes):
-        """The projector.  features float (N,D), labels int64 (N,), on the CPU; N images."""
+    def _mistakes(self, probs, labels, classes, epoch, images):
+        """Misclassified images, the surest first."""
+        sure, predicted = probs.max(1)
+        wrong = (predicted != labels).nonzero()[:, 0]
+        if not len(wrong):
+            return
+        shown = wrong[sure[wrong].argsort(descending=True, stable=True)][:_MISTAKES]
+        titles = [
+            f"{shorten(classes[labels[i]], 8)} as {shorten(classes[predicted[i]], 8)}"
+            for i in shown
+        ]
+        heading = (
+            f"Misclassified test images, the {len(shown)} surest of {len(wrong):,}: true as said"
+        )
+        figure = self._figures.image_batch(np.asarray(images[shown]), titles, heading)
+        self._writer.add_figure("test/2 misclassified", figure, epoch)
+
+    def test_features(self, features, labels, images, classes, predicted):
+        """The projector, to be coloured by the true class, the predicted one, and right or wrong.
+
+        features float (N,D), labels, predicted int64 (N,), on the CPU; N images
+        """
         count = len(labels)
-        shown = torch.arange(0, count, max(1, count // _EMBEDDED))[:_EMBEDDED]
+        shown = torch.linspace(0, count - 1, min(count, _EMBEDDED)).long()
         pictures = images[shown].cpu().permute(0, 3, 1, 2).float() / 255
         if pictures.shape[2] > _SPRITE:
             pictures = torch.nn.functional.interpolate(pictures, (_SPRITE, _SPRITE), mode="area")
-        names = [classes[label] for label in labels[shown]]
+        columns = [
+            [classes[true], classes[said], "right" if true == said else "wrong"]
+            for true, said in zip(labels[shown].tolist(), predicted[shown].tolist(), strict=True)
+        ]
         self._writer.add_embedding(
-            features[shown].float(), metadata=names, label_img=pictures, tag="test features"
-        )
+            features[shown].float(), metadata=columns, label_img=pictures, tag="test features",
+            metadata_header=["true class", "predicted class", "right or wrong"],
+        )  # fmt: skip
 
     # --- selection --------------------------------------------------------------------------
 
@@ -97,28 +154,29 @@ class Board:
         rows: diagnostics.SelectedRows;  images: the pool's
         histogram: int64 (bins,), the scored images by the score of their best class, from 0 to 1
         """
-        known = rows.truth >= 0
-        self._best_images(rows, images, classes, known.all())
+        correct = verdicts(rows)
+        self._best_images(rows, images, classes, correct)
         self._writer.add_histogram("selection/score, kept", rows.score)
         figure = self._figures.score_histogram(np.asarray(histogram), rows.score)
         self._writer.add_figure("selection/scores", figure)
         counts = np.bincount(rows.label, minlength=len(classes))
         figure = self._figures.per_class_counts(counts, classes, k)
         self._writer.add_figure("selection/images per class", figure)
-        if known.any():
-            right = (rows.truth == rows.label)[known]
+        judged = rows.truth != UNKNOWN
+        if judged.any():
             last = max(k, rows.rank.max())
-            figure = self._figures.accuracy_by_rank(rows.rank[known], right, last)
+            right = correct[judged].astype(bool)
+            figure = self._figures.accuracy_by_rank(rows.rank[judged], right, last)
             self._writer.add_figure("selection/accuracy by rank", figure)
 
-    def _best_images(self, rows, images, classes, with_truth):
+    def _best_images(self, rows, images, classes, correct):
         for number, first in enumerate(range(0, len(classes), _CLASSES)):
             some = range(first, min(first + _CLASSES, len(classes)))
             best = [np.flatnonzero(rows.label == label)[:_BEST] for label in some]
             figure = self._figures.best_images(
                 [np.asarray(images[torch.from_numpy(rows.position[which])]) for which in best],
                 [rows.score[which] for which in best],
-                [rows.truth[which] == rows.label[which] for which in best] if with_truth else None,
+                [correct[which] for which in best],
                 [classes[label] for label in some],
                 f"Best-ranked images, classes {first + 1} to {some.stop} of {len(classes)}",
             )
@@ -146,7 +204,33 @@ class Board:
         """pictures: uint8 (S,S,3) each;  best: (class, probability) of each;  name: the network's;
         first: how many pictures are on the board already.
         """
-        titles = [f"{self._figures.shorten(c, 13)} {probability:.0%}" for c, probability in best]
+        titles = [f"{shorten(c, 13)} {probability:.0%}" for c, probability in best]
         figure = self._figures.image_batch(pictures, titles, f"Predictions of {name}")
         tag = f"predictions/{first + 1} to {first + len(pictures)}"
         self._writer.add_figure(tag, figure)
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+
+def table(head, rows):
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(str(x).replace("|", "\\|") for x in line) + " |" for line in lines
+    )
+
+
+def label_titles(targets, classes):
+    """The class of each training image, of a mixed one both: "70% ant + bee".
+
+    targets: int64 (B,), or class probabilities (B,C)
+    """
+    if targets.ndim == 1:
+        return [classes[label] for label in targets.tolist()]
+    titles = []
+    for shares, labels in zip(*targets.topk(2), strict=True):
+        one, other = (shorten(classes[label], 6) for label in labels.tolist())
+        mixed = f"{shares[0]:.0%} {one} + {other}"
+        titles.append(mixed if shares[1] > 0.005 else classes[labels[0]])
+    return titles

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data import NO_CLASS, UNKNOWN
+
 TENTHS = 10  # of K: the steps in rank that scores and accuracy are given for
 
 
@@ -14,7 +16,7 @@ class SelectedRows(NamedTuple):
     label: np.ndarray  # int64
     score: np.ndarray  # float32
     rank: np.ndarray  # int64, from 1
-    truth: np.ndarray  # int64, -1 where the true class is unknown
+    truth: np.ndarray  # int64; data.NO_CLASS for an image of none, data.UNKNOWN
 
 
 def selection_facts(rows, num_classes, k):
@@ -40,25 +42,44 @@ def selection_facts(rows, num_classes, k):
     }
 
 
+def verdicts(rows):
+    """Of each of SelectedRows: True for a right label, False for a wrong one and for any of an
+    image of no class, None where nothing is known.  -> object (M,)
+    """
+    return np.where(rows.truth == UNKNOWN, None, rows.truth == rows.label)
+
+
+def count_labels(rows):
+    """How many labels of SelectedRows are right and wrong, of no class, and of unknown truth."""
+    none, unknown = (rows.truth == NO_CLASS), (rows.truth == UNKNOWN)
+    right = rows.truth == rows.label
+    wrong = ~(right | none | unknown)
+    kinds = {"right": right, "wrong": wrong, "no_class": none, "unknown": unknown}
+    return {kind: int(some.sum()) for kind, some in kinds.items()}
+
+
 def label_quality(rows, true_counts, k):
-    """How right the pseudo-labels of SelectedRows are; {} where no truth is known.
+    """How right the pseudo-labels of SelectedRows are; {} where nothing is known of any.
 
     true_counts: int64 (C,), entries of the pool known to be of each class
 
-    pseudo_label_accuracy  percent of the rows of known truth
+    labels                 see `count_labels`
+    pseudo_label_accuracy  percent of the rows whose image is known to be of one of the classes;
+                           those of no class are in `labels` alone
     per_class_accuracy     the same among the rows of each label
     per_class_coverage     percent of a class's entries in the pool that are kept under its label
     accuracy_by_rank       of the ranks from `first_rank` on, a tenth of K each
     Null stands where there is nothing to divide by.
     """
-    known = rows.truth >= 0
-    if not known.any():
+    if (rows.truth == UNKNOWN).all():
         return {}
+    known = rows.truth >= 0
     label, rank = rows.label[known], rows.rank[known]
     right = rows.truth[known] == label
     tenth = rank_bin(rank, k, TENTHS)
     hits = np.bincount(label[right], minlength=len(true_counts))
     return {
+        "labels": count_labels(rows),
         "pseudo_label_accuracy": _percent(right),
         "per_class_accuracy": [_percent(right[label == c]) for c in range(len(true_counts))],
         "per_class_coverage": [
@@ -87,6 +108,29 @@ def wilson_interval(right, seen):
     half = z * np.sqrt(rate * (1 - rate) / seen + z**2 / (4 * seen**2))
     low, high = (middle - half) / (1 + z**2 / seen), (middle + half) / (1 + z**2 / seen)
     return np.clip(low, 0, rate), np.clip(high, rate, 1)  # against rounding
+
+
+# --- predictions of the test images -------------------------------------------------------------
+
+
+def confusion(predicted, labels, number):
+    """predicted, labels: int64 (N,) -> counts int64 (C,C), rows true, columns predicted."""
+    cell = np.asarray(labels) * number + np.asarray(predicted)
+    return np.bincount(cell, minlength=number**2).reshape(number, number)
+
+
+def most_confused(matrix, classes, most=20):
+    """The pairs of classes confused most often, from `confusion`:
+    [(true, predicted, images, percent of the true class's)]
+    """
+    wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    worst = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = [(*divmod(int(cell), len(matrix)), int(wrong.flat[cell])) for cell in worst]
+    return [
+        (classes[true], classes[taken], count, round(100 * count / int(matrix[true].sum()), 2))
+        for true, taken, count in pairs
+        if count
+    ]
 
 
 def _quantiles(groups, percent):

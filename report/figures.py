@@ -15,32 +15,31 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .diagnostics import rank_bin, wilson_interval
+from .tables import shorten
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#B2182B", "#666666"
-# A pseudo-label is right, wrong or of unknown truth: the colour and the mark.
-_LOOKS = {True: (GREEN, "\N{CHECK MARK}"), False: (RED, "\N{BALLOT X}"), None: (None, "")}
+# A pseudo-label is right, wrong or of unknown truth: the colour, the mark, and what they mean.
+LOOKS = {
+    True: (GREEN, "\N{CHECK MARK}", "right pseudo-label"),
+    False: (RED, "\N{BALLOT X}", "wrong pseudo-label"),
+    None: (None, "?", "nothing known of the image"),
+}
 _NAMED = 100  # at most so many names along an axis; of more, every second, third, ... is written
 _NUMBERED = 20  # a matrix of at most so many classes has its numbers written in
 _RANK_BINS = 20
 
 
-def _figure(width, height, layout="constrained"):
+def blank(width, height, layout="constrained"):
     return Figure(figsize=(width, height), dpi=100, layout=layout)
 
 
-def shorten(name, most=16):
-    """`name` in at most `most` characters."""
-    name = str(name)
-    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _name_ticks(axis, classes, size):
+def name_ticks(axis, classes, size):
     step = math.ceil(len(classes) / _NAMED)
     names = [shorten(name) for name in classes[::step]]
     axis.set_ticks(range(0, len(classes), step), names, fontsize=size)
 
 
-def _finish(figure, axes, title):
+def finish(figure, axes, title):
     """What all charts share; the legend lies below the axes."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.9")
@@ -64,15 +63,15 @@ def confusion_matrix(matrix, classes):
     percent = 100 * np.divide(matrix, total, out=np.full_like(matrix, np.nan), where=total > 0)
 
     side = max(6, 3 + 0.55 * count) if count <= _NUMBERED else 14
-    figure = _figure(side + 0.5, side + 0.3)
+    figure = blank(side + 0.5, side + 0.3)
     axes = figure.add_subplot(facecolor="0.8")
     shown = axes.imshow(percent, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=35, pad=0.02)
     bar.set_ticks([0, 1, 5, 10, 25, 50, 75, 100])
     bar.set_label("% of the true class")
     size = 9 if count <= _NUMBERED else 6.5
-    _name_ticks(axes.xaxis, classes, size)
-    _name_ticks(axes.yaxis, classes, size)
+    name_ticks(axes.xaxis, classes, size)
+    name_ticks(axes.yaxis, classes, size)
     axes.tick_params(axis="x", rotation=90)
     axes.tick_params(length=2)
     axes.set(xlabel="predicted class", ylabel="true class")
@@ -80,7 +79,7 @@ def confusion_matrix(matrix, classes):
         for (row, column), value in np.ndenumerate(percent):
             if value >= 0.05:
                 text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
-                colour = "white" if value > 35 else "black"
+                colour = "white" if value > 35 else "#111111"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     correct = 100 * np.trace(matrix) / max(1, matrix.sum())
     counted = f"Confusion matrix of {matrix.sum():,.0f} images"
@@ -91,7 +90,7 @@ def confusion_matrix(matrix, classes):
 def per_class_counts(counts, classes, k):
     """counts (C,) of kept images -> Figure: a bar a class, K as a line, short classes in orange."""
     counts, number = np.asarray(counts), len(classes)
-    figure = _figure(min(16, 4 + 0.4 * number), 4.5)
+    figure = blank(min(16, 4 + 0.4 * number), 4.5)
     axes = figure.add_subplot()
     short = counts < k
     text = f"short of K: {short.sum()} of {number} classes"
@@ -99,14 +98,14 @@ def per_class_counts(counts, classes, k):
         if some.any():
             axes.bar(np.flatnonzero(some), counts[some], color=colour, label=label)
     axes.axhline(k, color="black", linestyle="--", linewidth=1, label=f"K = {k:,}")
-    _name_ticks(axes.xaxis, classes, 9 if number <= 30 else 7)
+    name_ticks(axes.xaxis, classes, 9 if number <= 30 else 7)
     axes.tick_params(axis="x", rotation=90, length=2)
     axes.set_xlim(-0.7, number - 0.3)
     axes.set_ylim(0, 1.05 * max(k, counts.max(initial=0)))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_ylabel("images kept")
     title = f"Selected images of each class: {counts.sum():,} of {number} x {k:,}"
-    return _finish(figure, axes, title)
+    return finish(figure, axes, title)
 
 
 def accuracy_by_rank(rank, correct, k):
@@ -123,7 +122,7 @@ def accuracy_by_rank(rank, correct, k):
     centre, rate = (edges[:-1] + edges[1:])[filled] / 2, right[filled] / seen[filled]
     low, high = wilson_interval(right[filled], seen[filled])
 
-    figure = _figure(8, 4.5)
+    figure = blank(8, 4.5)
     axes = figure.add_subplot()
     label = "ranks spanned by the bar, 95 % interval"
     reach = {"xerr": k / bins / 2, "yerr": [rate - low, high - rate], "elinewidth": 1.2}
@@ -137,14 +136,14 @@ def accuracy_by_rank(rank, correct, k):
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     title = f"Pseudo-label accuracy by rank, {len(rank):,} selected images"
-    return _finish(figure, axes, title)
+    return finish(figure, axes, title)
 
 
 def score_histogram(counts, selected):
     """counts (B,): pool images by the score of their best class, in B bins from 0 to 1;
     selected (M,): the scores of the kept rows -> Figure.
     """
-    figure = _figure(8, 4.5)
+    figure = blank(8, 4.5)
     axes = figure.add_subplot()
     bins = np.linspace(0, 1, 51)
     centres = (np.arange(len(counts)) + 0.5) / len(counts)
@@ -156,7 +155,7 @@ def score_histogram(counts, selected):
     most = max((patch.get_xy()[:, 1].max() for patch in axes.patches), default=0)
     axes.set(xlim=(0, 1), xlabel="softmax score", ylabel="images (logarithmic)", yscale="log")
     axes.set_ylim(0.7, 2 * max(1, most))  # an image alone is a bar of its own
-    return _finish(figure, axes, "Softmax scores of the pool and of the selection")
+    return finish(figure, axes, "Softmax scores of the pool and of the selection")
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -185,7 +184,7 @@ def grid(rows, heading, names=None, inches=1.1):
     columns = max(math.ceil(room), *map(len, rows), 1)
     left = 0.05 if names is None else 0.2 + 0.09 / inches * max(map(len, names))
     head, height = 0.25 + 0.18 * len(lines), inches * down * len(rows)  # both in inches
-    figure = _figure(inches * (left + columns), head + height, layout=None)
+    figure = blank(inches * (left + columns), head + height, layout=None)
     figure.suptitle(heading, y=1 - 0.1 / (head + height), va="top", fontsize=11)
     axes = figure.add_axes((0, 0, 1, height / (head + height)))
     axes.set_axis_off()
@@ -212,7 +211,7 @@ def _folded(tiles, per_row=8):
 
 def image_batch(images, titles, heading):
     """images uint8 (n,S,S,3), titles: one text an image -> Figure."""
-    tiles = [Tile(image, shorten(title, 18)) for image, title in zip(images, titles, strict=True)]
+    tiles = [Tile(image, shorten(title, 20)) for image, title in zip(images, titles, strict=True)]
     return grid(_folded(tiles), heading)
 
 
@@ -230,18 +229,15 @@ def best_images(images, scores, correct, classes, heading):
 
     images    one uint8 array (n,S,S,3) a class, best first
     scores    one array (n,) a class, written above the images
-    correct   one bool array (n,) a class, or None where the truth is unknown: a right pseudo-label
-              gets a green frame and a check mark, a wrong one a red frame and a cross
+    correct   one list (n,) a class: True gets a green frame and a check mark, False a red frame and
+              a cross, None, of which nothing is known, a question mark and no frame
     """
-    if correct is None:
-        correct = [[None] * len(some) for some in scores]
-    else:
-        right, wrong = _LOOKS[True][1], _LOOKS[False][1]
-        heading += f"\n{right} right pseudo-label   {wrong} wrong pseudo-label"
+    seen = {right for some in correct for right in some}
+    heading += "\n" + "   ".join(f"{LOOKS[x][1]} {LOOKS[x][2]}" for x in LOOKS if x in seen)
     rows = []
     for some in zip(images, scores, correct, strict=True):
         rows.append([])
         for picture, score, right in zip(*some, strict=True):
-            colour, mark = _LOOKS[right]
-            rows[-1].append(Tile(picture, f"{score:.3f} {mark}".rstrip(), colour))
-    return grid(rows, heading, [shorten(name) for name in classes], inches=0.85)
+            colour, mark, _ = LOOKS[right]
+            rows[-1].append(Tile(picture, f"{score:.3f} {mark}", colour))
+    return grid(rows, heading.rstrip(), [shorten(name) for name in classes], inches=0.85)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from models.hub import LICENCE, name_in_zoo
 
+from .tables import labels_right
+
 PAPER = "https://arxiv.org/abs/1905.00546"
 TITLES = {  # the stages that train a network
     "teacher": "teacher",
@@ -129,9 +131,7 @@ def _selection(stages):
 - Rule: `{config["strategy"]}`, the P={config["p"]} best classes of an image, the \
 K={config["k"]} best images of a class: {result["selected"]:,} rows of \
 {result["unique_images"]:,} images."""
-    if "pseudo_label_accuracy" in result:
-        card += f"\n- Right labels: {result['pseudo_label_accuracy']:.2f} % of those known."
-    return card
+    return f"{card}\n- Right labels: {labels_right(result)}."
 
 
 def _origin(config):

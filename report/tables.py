@@ -1,6 +1,6 @@
 """What the scripts print.  Imports nothing, so that a program that only prints starts at once."""
 
-_STEPS = {
+TRAININGS = {
     "teacher": "teacher",
     "student": "student, pre-trained",
     "finetuned": "student, fine-tuned",
@@ -52,16 +52,49 @@ def selection_summary(result, sources, folder):
         ("selected", f"{result['selected']:,} rows, {result['unique_images']:,} different images"),
         ("per class", f"{min(counts)} to {max(counts)} of K={result['k']}"),
     ]
-    if "pseudo_label_accuracy" in result:
-        right = f"{result['pseudo_label_accuracy']:.2f} % where the truth is known"
-        rows.append(("labels right", right))
+    if short := sum(count < result["k"] for count in counts):
+        rows.append(("warning", f"{short} of {len(counts)} classes have fewer than K images"))
+    rows.append(("labels right", labels_right(result)))
     return [*rows, ("time", _time(result)), ("written to", folder)]
+
+
+def labels_right(result):
+    """How many pseudo-labels of a selection are right, nothing left out: text.
+
+    result: the content of result.json
+    """
+    if "labels" not in result:
+        known = result.get("pseudo_label_accuracy")  # of a run made before the others were counted
+        return "nothing is known" if known is None else f"{known:.2f} % of those known"
+    right, wrong, none, unknown = result["labels"].values()
+    judged = right + wrong + none
+    if not judged:
+        return "nothing is known"
+    text = f"{100 * right / judged:.2f} % of {judged:,} rows: {right:,} right, {wrong:,} wrong"
+    text += f", {none:,} of no class" if none else ""
+    return text + (f"; of {unknown:,} more nothing is known" if unknown else "")
 
 
 def accuracy_summary(results):
     """A row for each trained network; results: {stage: content of result.json}."""
-    found = [(name, results[stage]) for stage, name in _STEPS.items() if stage in results]
+    found = [(name, results[stage]) for stage, name in TRAININGS.items() if stage in results]
     return [(name, f"{result['test_top1']:.2f} %") for name, result in found]
+
+
+def shorten(name, most=16):
+    """`name` in at most `most` characters."""
+    name = str(name)
+    return name if len(name) <= most else name[: most - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def flat(content, before=""):
+    """Yields (dotted name, text) of what a JSON object holds, Nones left out."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{before}{name}.")
+        elif value is not None:
+            some = value if isinstance(value, list) else [value]
+            yield before + name, " ".join(map(str, some))
 
 
 def _time(result):

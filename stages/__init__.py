@@ -13,5 +13,6 @@ config      config.json
 estimate    the hours of a training on a CPU
 training    steps 1, 3 and 4: follow a training, log it, save it, test once at the end
 scoring     step 2: the walk over the pool
+whole_run   a run folder read back, for the report page
 checkpoint  model.pt and resume.pt
 """

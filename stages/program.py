@@ -49,7 +49,8 @@ def program(main):
 
 
 def _exit(code, error):
-    line, who = " ".join(str(error).split()), Path(sys.argv[0]).name
+    line, script = " ".join(str(error).split()), Path(sys.argv[0])
+    who = script.parent.name if script.name == "__main__.py" else script.name
     who += f" (process {distributed.rank()})" if distributed.size() > 1 else ""
     print(f"{who}: {line}", file=sys.stderr)
     if sys.flags.dev_mode and isinstance(error, Exception):

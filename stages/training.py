@@ -75,8 +75,9 @@ def run(job, open_board):
         logits, features = test_once(state, test.images, normalise)
         result = _result(job, state.network, logits, metrics, seconds)
         if log:
-            log.board.test_results(logits, test.labels, job.classes, recipe.epochs)
-            log.board.test_features(features, test.labels, test.images, job.classes)
+            log.board.test_results(logits, test.labels, job.classes, recipe.epochs, test.images)
+            predicted = logits.argmax(1)
+            log.board.test_features(features, test.labels, test.images, job.classes, predicted)
             _publish(job, log, state.network, result)
     return result
 
@@ -240,9 +241,7 @@ def _show_batch(job, board, images, augment):
     index = torch.linspace(0, len(job.labels) - 1, min(_SHOWN, len(job.labels))).long()
     device = augment.normalise.mean.device
     batch = images[index.to(images.device)].to(device)
-    batch, _ = augment(batch, job.labels[index].to(device))
+    batch, targets = augment(batch, job.labels[index].to(device))
     mean, std = map(torch.tensor, job.config["normalisation"].values())
     pixels = (batch.cpu().permute(0, 2, 3, 1) * std + mean).clamp(0, 1) * 255
-    shown = job.labels[index]
-    names = [job.classes[label] for label in (shown if shown.dim() == 1 else shown.argmax(1))]
-    board.training_batch(pixels.to(torch.uint8).numpy(), names)
+    board.training_batch(pixels.to(torch.uint8).numpy(), targets.cpu(), job.classes)

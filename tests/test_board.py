@@ -1,7 +1,5 @@
 """TensorBoard's files read back: numbers by value, pictures by their pixels."""
 
-import json
-
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 from torch.utils.tensorboard import SummaryWriter
 
+from data import NO_CLASS, UNKNOWN
 from report.board import Board
 from report.diagnostics import SelectedRows
 from report.figures import GREEN, RED
@@ -76,15 +75,18 @@ def drawn(monkeypatch):
 # --- numbers ------------------------------------------------------------------------------------
 
 
+VALIDATION, RATE = "1 accuracy/validation top-1", "3 learning rate/learning rate"
+
+
 def test_curves_have_the_metrics_by_epoch(tmp_path):
     with Board(tmp_path) as board:
         for epoch in (1, 2):
             board.epoch({"epoch": epoch, "lr": 0.1 / epoch, "val_top1": 50.0 * epoch})
     events = events_of(tmp_path)
-    assert events.Tags()["scalars"] == ["lr", "val_top1"]
-    curve = [(event.step, event.value) for event in events.Scalars("val_top1")]
+    assert events.Tags()["scalars"] == [VALIDATION, RATE]  # the accuracy comes first
+    curve = [(event.step, event.value) for event in events.Scalars(VALIDATION)]
     assert curve == [(1, 50.0), (2, 100.0)]
-    assert [event.value for event in events.Scalars("lr")] == [np.float32(0.1), np.float32(0.05)]
+    assert [event.value for event in events.Scalars(RATE)] == [np.float32(0.1), np.float32(0.05)]
 
 
 def test_on_resume_the_epochs_to_come_replace_those_drawn_before(tmp_path):
@@ -92,22 +94,27 @@ def test_on_resume_the_epochs_to_come_replace_those_drawn_before(tmp_path):
         with Board(tmp_path, purge_step) as board:
             for epoch, value in values.items():
                 board.epoch({"epoch": epoch, "val_top1": value})
-    curve = [(event.step, event.value) for event in events_of(tmp_path).Scalars("val_top1")]
+    curve = [(event.step, event.value) for event in events_of(tmp_path).Scalars(VALIDATION)]
     assert curve == [(1, 10.0), (2, 21.0)]
 
 
-def test_the_settings_are_config_json_as_text(tmp_path):
+def text_of(folder, tag):
+    (event,) = events_of(folder).Tensors(f"{tag}/text_summary")
+    return event.tensor_proto.string_val[0].decode()
+
+
+def test_the_settings_are_config_json_as_a_table(tmp_path):
     config = {"preset": "demo", "seed": 3, "parent": None, "training": {"epochs": 2}}
     with Board(tmp_path) as board:
         board.settings(config)
-    (event,) = events_of(tmp_path).Tensors("settings/text_summary")
-    text = event.tensor_proto.string_val[0].decode()
-    assert json.loads(text.removeprefix("```json\n").removesuffix("\n```")) == config
+    lines = text_of(tmp_path, "settings").splitlines()
+    assert lines[0] == "| setting | value |"
+    assert lines[2:] == ["| preset | demo |", "| seed | 3 |", "| training.epochs | 2 |"]
 
 
 def test_the_table_of_runs_has_settings_and_final_numbers(tmp_path):
     settings = {"preset": "demo", "seed": 3, "labels_per_class": None, "mixup": 0.5, "ema": True}
-    result = {"seed": 3, "model": "resnet8", "test_top1": 92.5, "counts": [1, 2]}
+    result = {"seed": 3, "val_top1": 90.0, "test_top1": 92.5, "counts": [1, 2]}
     with Board(tmp_path) as board:
         board.hparams(settings, result)
     events = events_of(tmp_path)
@@ -121,15 +128,18 @@ def test_the_table_of_runs_has_settings_and_final_numbers(tmp_path):
     }
     assert shown == {**settings, "labels_per_class": "None"}
     metrics = part("_hparams_/experiment").experiment.metric_infos
-    assert [metric.name.tag for metric in metrics] == ["final/test_top1"]
-    assert [event.value for event in events.Scalars("final/test_top1")] == [92.5]
+    tags = [f"5 final, for HPARAMS/{name} top-1" for name in ("test", "validation")]
+    assert [metric.name.tag for metric in metrics] == tags
+    assert [event.value for tag in tags for event in events.Scalars(tag)] == [92.5, 90.0]
+    text = text_of(tmp_path, "final numbers")
+    assert "| test_top1 | 92.5 |" in text and "| counts | 1 2 |" in text
 
 
 def test_precision_and_recall_are_those_of_each_class(tmp_path):
     torch.manual_seed(0)
     logits, labels = torch.randn(40, 3), torch.arange(40) % 3
     with Board(tmp_path) as board:
-        board.test_results(logits, labels, ["ant", "bee", "crab"], 7)
+        board.test_results(logits, labels, ["ant", "bee", "crab"], 7, plain(colours(40)))
     events = events_of(tmp_path)
     score = logits.softmax(1)[:, 1].numpy()
     (event,) = events.Tensors("test precision-recall/bee")
@@ -150,10 +160,11 @@ def test_precision_and_recall_are_those_of_each_class(tmp_path):
 def test_the_confusion_matrix_is_dark_where_the_predictions_are(tmp_path):
     predicted = torch.tensor([0, 0, 2, 3])  # of classes 0, 1, 2, 3: class 1 is taken for class 0
     labels = torch.arange(4).repeat(5)
+    names = ["ant", "bee", "crab", "dove"]
     logits = 9 * torch.nn.functional.one_hot(predicted, 4).float().repeat(5, 1)
     with Board(tmp_path) as board:
-        board.test_results(logits, labels, ["ant", "bee", "crab", "dove"], 3)
-    ((step, picture),) = pictures_of(events_of(tmp_path), "test/confusion matrix")
+        board.test_results(logits, labels, names, 3, plain(colours(20)))
+    ((step, picture),) = pictures_of(events_of(tmp_path), "test/1 confusion matrix")
     assert step == 3
     dark = boxes(picture, (8, 48, 107), least=2000)  # the colour scale's 100 %
     side = max(right - left for left, _, right, _ in dark)
@@ -167,22 +178,45 @@ def test_the_confusion_matrix_is_dark_where_the_predictions_are(tmp_path):
 def test_a_training_batch_is_shown_in_order(tmp_path):
     some = colours(11)
     with Board(tmp_path) as board:
-        board.training_batch(plain(some), [f"class {i}" for i in range(11)])
-    picture = picture_of(events_of(tmp_path), "augmented inputs")
+        board.training_batch(plain(some), torch.arange(11), CLASSES)
+    picture = picture_of(events_of(tmp_path), "training/augmented inputs")
     places = [box(picture, colour) for colour in some]
     assert sorted(places, key=lambda place: (place[1], place[0])) == places
     assert len({top for _, top, _, _ in places}) == 2 and places[8][0] == places[0][0]
+
+
+def test_a_mixed_image_is_titled_with_both_its_classes(tmp_path, drawn):
+    shares = torch.tensor([[0.7, 0.0, 0.3], [0.0, 1.0, 0.0]])
+    with Board(tmp_path) as board:
+        board.training_batch(plain(colours(2)), shares, ["ant", "bee", "crab"])
+    axes = drawn["training/augmented inputs"].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["70% ant + crab", "bee"]
+
+
+def test_misclassified_images_and_the_most_confused_classes(tmp_path, drawn):
+    logits, labels = torch.eye(3)[[0, 2, 2, 1]] * torch.tensor([[9], [1], [5], [9]]), [0, 0, 1, 1]
+    with Board(tmp_path) as board:
+        classes, images = ["ant", "bee", "crab"], plain(colours(4))
+        board.test_results(logits, torch.tensor(labels), classes, 1, images)
+    axes = drawn["test/2 misclassified"].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["bee as crab", "ant as crab"]
+    assert (axes.images[0].get_array() == images[2].numpy()).all()
+    lines = text_of(tmp_path, "most confused classes of the test").splitlines()
+    assert lines[2:] == ["| ant | crab | 1 | 50.0 |", "| bee | crab | 1 | 50.0 |"]
 
 
 def test_the_projector_has_features_classes_and_pictures(tmp_path):
     some = colours(9)
     features, labels = torch.randn(9, 5).to(torch.bfloat16), torch.arange(9) % 2
     with Board(tmp_path) as board:
-        board.test_features(features, labels, plain(some, side=48), ["ant", "bee"])
+        predicted = torch.zeros(9, dtype=torch.int64)
+        board.test_features(features, labels, plain(some, side=48), ["ant", "bee"], predicted)
     (folder,) = (tmp_path / "00000").iterdir()
     np.testing.assert_allclose(np.loadtxt(folder / "tensors.tsv"), features.float(), rtol=1e-6)
-    names = (folder / "metadata.tsv").read_text().split()
-    assert names == ["ant", "bee"] * 4 + ["ant"]
+    head, *lines = (folder / "metadata.tsv").read_text().splitlines()
+    assert head.split("\t") == ["true class", "predicted class", "right or wrong"]
+    right, wrong = "ant\tant\tright", "bee\tant\twrong"
+    assert lines == [right, wrong] * 4 + [right]
     sprite = cv2.imread(str(folder / "sprite.png"), cv2.IMREAD_COLOR_RGB)
     assert sprite.shape == (96, 96, 3)  # 3 x 3 pictures of 32 px
     middles = sprite[16::32, 16::32].reshape(9, 3).astype(int)
@@ -199,8 +233,11 @@ def test_the_projector_shows_a_thousand_images_evenly(tmp_path, monkeypatch):
     with Board(tmp_path) as board:
         position = torch.arange(3500)
         images = torch.zeros(3500, 8, 8, 3, dtype=torch.uint8)
-        board.test_features(position[:, None].float(), position % 4, images, "abcd")
-    assert shown["x"][:, 0].tolist() == list(range(0, 3000, 3))
+        board.test_features(position[:, None].float(), position % 4, images, "abcd", position % 3)
+    # From the first to the last: they lie by class, so that none is left out.
+    positions = shown["x"][:, 0]
+    assert (len(positions), positions[0], positions[-1]) == (1000, 0, 3499)
+    assert set(positions.diff().tolist()) == {3, 4}
 
 
 # --- pictures of a selection --------------------------------------------------------------------
@@ -287,6 +324,18 @@ def test_without_the_truth_there_are_no_frames_and_no_accuracy(tmp_path):
         for frame in (GREEN, RED):
             colour = [int(frame[i : i + 2], 16) for i in (1, 3, 5)]
             assert not boxes(picture, colour, least=1)
+
+
+def test_one_image_of_unknown_truth_does_not_hide_the_others(tmp_path, drawn):
+    truth = np.array([0, NO_CLASS, UNKNOWN])
+    score = np.array([0.9, 0.8, 0.7], np.float32)
+    rows = SelectedRows(np.arange(3), np.zeros(3, int), score, np.arange(1, 4), truth)
+    with Board(tmp_path) as board:
+        board.selection(rows, plain(colours(3)), torch.tensor([3]), ["ant"], 3)
+    titles = [text.get_text() for text in drawn[BEST].axes[0].texts if text.get_text()[:1] == "0"]
+    assert titles == ["0.900 \N{CHECK MARK}", "0.800 \N{BALLOT X}", "0.700 ?"]
+    points = drawn["selection/accuracy by rank"].axes[0].lines[0].get_xydata()
+    np.testing.assert_allclose(points, [(1, 1), (2, 0)])
 
 
 def test_near_duplicates_are_shown_beside_their_likes_from_the_nearest_on(tmp_path):

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
+from data import NO_CLASS
 from report.diagnostics import (
     SelectedRows,
+    confusion,
     label_quality,
+    most_confused,
     rank_bin,
     selection_facts,
+    verdicts,
     wilson_interval,
 )
 
@@ -46,6 +50,7 @@ def test_more_rows_than_k_in_a_class_leave_the_other_places_unfilled():
 
 def test_accuracy_and_coverage_by_class_and_rank():
     numbers = label_quality(ROWS, np.array([18, 6, 4]), 10)
+    assert numbers["labels"] == {"right": 12, "wrong": 2, "no_class": 0, "unknown": 1}
     assert numbers["pseudo_label_accuracy"] == round(100 * 12 / 14, 4)
     assert numbers["per_class_accuracy"] == [90.0, 75.0, None]
     assert numbers["per_class_coverage"] == [50.0, 50.0, 0.0]
@@ -57,6 +62,19 @@ def test_accuracy_and_coverage_by_class_and_rank():
 def test_nothing_is_said_of_right_and_wrong_without_the_truth():
     rows = ROWS._replace(truth=np.full(15, -1))
     assert label_quality(rows, np.zeros(3, int), 10) == {}
+
+
+def test_an_image_of_no_class_is_wrong_whatever_its_label():
+    rows = ROWS._replace(truth=np.array([*TRUTH[:-1], NO_CLASS]))
+    labels = label_quality(rows, np.array([18, 6, 4]), 10)["labels"]
+    assert labels == {"right": 11, "wrong": 2, "no_class": 1, "unknown": 1}
+    assert verdicts(rows)[8:].tolist() == [True, False, False, True, True, None, False]
+
+
+def test_the_most_confused_pairs_come_first():
+    matrix = confusion(np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 0, 1, 1, 1]), 3)
+    assert matrix.tolist() == [[1, 0, 1], [2, 2, 0], [0, 0, 0]]
+    assert most_confused(matrix, "abc") == [("b", "a", 2, 50.0), ("a", "c", 1, 50.0)]
 
 
 def test_bins_of_ranks():

@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from report import figures
 from report.figures import BLUE, GREEN, ORANGE, RED
 
+UNKNOWN = [[None] * 2, [], [None] * 3]  # of the images of `best`
 RIGHT, WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
 
 
@@ -235,7 +236,7 @@ def test_right_pseudo_labels_are_green_with_a_check_mark_wrong_ones_red_with_a_c
 
 
 def test_a_row_belongs_to_the_class_named_beside_it(best):
-    axes = axes_of(best(None))
+    axes = axes_of(best(UNKNOWN))
     beside = {text: y for (x, y), text in texts_of(axes).items() if x < 0}
     assert list(beside) == ["ant", "bee", "a class of a lo…"]
     for image in axes.images:
@@ -246,8 +247,8 @@ def test_a_row_belongs_to_the_class_named_beside_it(best):
     assert notes == {"no candidates": beside["bee"]}
 
 
-def test_without_the_truth_there_is_no_frame_and_no_mark(best):
-    figure = best(None)
+def test_without_the_truth_there_is_no_frame_and_a_question_mark(best):
+    figure = best(UNKNOWN)
     assert framed(axes_of(figure)) == dict.fromkeys((0, 10, 50, 60, 70))
-    assert above(axes_of(figure))[60] == "0.612"
-    assert figure.get_suptitle() == "Best of all"
+    assert above(axes_of(figure))[60] == "0.612 ?"
+    assert figure.get_suptitle() == "Best of all\n? nothing known of the image"

@@ -216,11 +216,13 @@ def test_tensorboard_shows_curves_pictures_and_settings_of_every_training(digits
     for stage in TRAINED:
         events = EventAccumulator(str(digits_run / stage), size_guidance={"images": 0}).Reload()
         scalars = events.Tags()["scalars"]
-        assert {"train_loss", "val_top1", "lr"} <= set(scalars)
+        assert {"2 loss/training", "3 learning rate/learning rate"} <= set(scalars)
         line = read(digits_run / stage / "metrics.jsonl")
-        shown = events.Scalars("val_top1")
+        shown = events.Scalars("1 accuracy/validation top-1")
         assert [(e.step, e.value) for e in shown] == [(1, pytest.approx(line["val_top1"]))]
-        assert {"augmented inputs", "test/confusion matrix"} <= set(events.Tags()["images"])
+        assert {"training/augmented inputs", "test/1 confusion matrix"} <= set(
+            events.Tags()["images"]
+        )
         assert "hparams" in events.summary_metadata["_hparams_/experiment"].plugin_data.plugin_name
         assert any(name.startswith("test precision-recall/") for name in events.Tags()["tensors"])
 

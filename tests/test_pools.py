@@ -25,6 +25,8 @@ import torchvision
 from PIL import Image
 
 from data import (
+    NO_CLASS,
+    Pool,
     Unreadable,
     checksums,
     decode,
@@ -591,6 +593,10 @@ def test_heldout_knows_the_truth_and_patches_need_no_files(tmp_path):
     assert (heldout.truth == digits.train.labels[parts.heldout].numpy()).all()
     assert (heldout.images[slice(None)] == digits.train.images[parts.heldout]).all()
     assert heldout.names[3] == digits.train.names[parts.heldout[3]]
+    assert set(patches.truth.tolist()) == {NO_CLASS}
+    pool = Pool([heldout, patches])
+    assert pool.truth_of(np.array([0, len(heldout)])).tolist() == [heldout.truth[0], NO_CLASS]
+    assert pool.true_counts(10).tolist() == np.bincount(heldout.truth, minlength=10).tolist()
     assert len(patches) > 100 and len(set(patches.names)) == len(patches)
     [again] = open_sources(["patches"], tmp_path, 16)
     assert (pixels(again) == pixels(patches)).all() and again.inputs == patches.inputs

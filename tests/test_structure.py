@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LIBRARY = {"engine", "ranking", "topk", "data", "models", "presets", "distributed"}
 SCRIPTS = {"main", "make_sample_data", "student_train", "predict", "export", "study"}
+SCRIPTS |= {"report.__main__"}
 # Every module and room of the house, and which others it may import.
 PLAN = {script: LIBRARY | {"stages", "report"} for script in SCRIPTS} | {
     "study": {"claims", "stages", "report"},
@@ -32,8 +33,11 @@ NOT_OURS = {"datasets", "runs"}
 
 
 def files_of(module):
-    folder = ROOT / module
-    return sorted(folder.rglob("*.py")) if folder.is_dir() else [ROOT / f"{module}.py"]
+    """Those of a room without its `__main__`, which is a script."""
+    path = ROOT / module.replace(".", "/")
+    if not path.is_dir():
+        return [path.with_suffix(".py")]
+    return sorted(file for file in path.rglob("*.py") if file.stem != "__main__")
 
 
 def tree(path):
@@ -58,6 +62,7 @@ def imports_of(module):
 def test_every_python_file_has_its_place_in_the_plan():
     found = {path.stem for path in ROOT.glob("*.py")}
     found |= {path.parent.name for path in ROOT.glob("[a-z]*/*.py")} - NOT_OURS
+    found |= {f"{path.parent.name}.__main__" for path in ROOT.glob("[a-z]*/__main__.py")}
     assert found == PLAN.keys() | TOOLS
     assert imports_of("main") >= {"models", "stages"}  # also `from models.hub import ...`
 
@@ -96,7 +101,7 @@ def test_numbers_stay_away_from_the_disk(file):
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
 def test_every_script_is_a_program_and_a_function(script):
-    body = tree(ROOT / f"{script}.py").body
+    body = tree(*files_of(script)).body
     (function,) = (n for n in body if isinstance(n, ast.FunctionDef) and n.name == "main")
     assert [argument.arg for argument in function.args.args] == ["argv"]
     assert [ast.literal_eval(default) for default in function.args.defaults] == [None]

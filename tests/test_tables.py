@@ -49,7 +49,7 @@ SELECTED = {
     "unique_images": 1_234,
     "per_class_counts": [60, 12, 59],
     "k": 60,
-    "pseudo_label_accuracy": 99.8204,
+    "labels": {"right": 1_350, "wrong": 150, "no_class": 90, "unknown": 10},
     "seconds": 0.36,
     "images_per_second": 3617.6,
 }
@@ -60,7 +60,9 @@ step 2
   left out      8 (skipped.csv): 1 unreadable, 3 copies and 4 near-copies of labelled images
   selected      1,600 rows, 1,234 different images
   per class     12 to 60 of K=60
-  labels right  99.82 % where the truth is known
+  warning       2 of 3 classes have fewer than K images
+  labels right  84.91 % of 1,590 rows: 1,350 right, 150 wrong, 90 of no class; of 10 more nothing \
+is known
   time          0 s, 3618 images/s
   written to    runs/demo/samples
 """
@@ -72,10 +74,11 @@ def test_the_table_of_a_selection(capsys):
     assert capsys.readouterr().out == SELECTION
 
 
-def test_nothing_is_said_of_right_labels_where_no_truth_is_known():
-    result = {name: value for name, value in SELECTED.items() if name != "pseudo_label_accuracy"}
-    names = [name for name, _ in selection_summary(result, {"photos": 9}, "samples")]
-    assert names == ["pool", "scored", "left out", "selected", "per class", "time", "written to"]
+def test_a_full_selection_of_unknown_truth_has_no_warning_and_says_that_nothing_is_known():
+    result = SELECTED | {"per_class_counts": [60] * 3}
+    del result["labels"]
+    rows = dict(selection_summary(result, {"photos": 9}, "samples"))
+    assert "warning" not in rows and rows["labels right"] == "nothing is known"
 
 
 def test_the_last_table_has_the_networks_in_the_order_of_the_steps():

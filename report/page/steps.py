@@ -1,0 +1,105 @@
+"""The report page: the four steps, the learning curves, the settings."""
+
+from report import curves
+from report.diagnostics import SelectedRows, count_labels
+from report.tables import TRAININGS, flat, labels_right
+
+from .parts import chart
+
+
+def steps(run):
+    """Four cards: number, title, what goes in, the number that matters, what else there is."""
+    titles = {
+        "teacher": "Train the teacher",
+        "samples": "Rank the pool",
+        "student": "Pre-train the student",
+        "finetuned": "Fine-tune the student",
+    }
+    cards = []
+    for number, (name, title) in enumerate(titles.items(), start=1):
+        card = {"number": number, "title": title, "stage": name}
+        if name not in run.stages:
+            begun = run.missing[name] == "unfinished"
+            card["missing"] = "not finished yet" if begun else "not run yet"
+        elif name == "samples":
+            card |= _selection_card(run, run.stages[name])
+        else:
+            card |= _training_card(run, run.stages[name])
+        cards.append(card)
+    return cards
+
+
+def _training_card(run, stage):
+    config, result = stage.config, stage.result
+    per_class = config["labels_per_class"]
+    labels = f"{per_class * len(run.classes):,} labelled images" if per_class else "labelled images"
+    source = "the selection, no true label" if stage.name == "student" else labels
+    return {
+        "source": source,
+        "value": f"{result['test_top1']:.2f} %",
+        "unit": "of the test images right (top-1)",
+        "facts": [
+            ("validation top-1", f"{result['val_top1']:.2f} %"),
+            ("test top-5", f"{result['test_top5']:.2f} %"),
+            ("network", f"{result['model']}, {result['num_parameters']:,} parameters"),
+            ("images processed", f"{result['images_processed']:,}"),
+            ("seconds", f"{result['seconds']:,.0f}"),
+        ],
+    }
+
+
+def _selection_card(run, stage):
+    config, result = stage.config, stage.result
+    pools = ", ".join(f"{name} {pool['entries']:,}" for name, pool in config["pools"].items())
+    return {
+        "source": f"pool: {pools}",
+        "value": f"{result['selected']:,}",
+        "unit": f"images kept: the K={result['k']} best of each class, each image in its "
+        f"P={result['p']} best classes",
+        "facts": [
+            ("scored", f"{result['scored']:,}"),
+            ("left out", f"{result['skipped']:,}"),
+            ("different images", f"{result['unique_images']:,}"),
+            (
+                "labels right",
+                labels_text(run),
+            ),
+            ("seconds", f"{result['seconds']:,.0f}"),
+        ],
+    }
+
+
+def labels_text(run):
+    """How many labels of the selection are right; counted here, since older runs did not."""
+    return labels_right({"labels": count_labels(SelectedRows(*run.rows))})
+
+
+def curve_of(run, stage):
+    """Images processed and validation top-1, (n,) each, of the epochs that have one."""
+    lines = [line for line in run.metrics[stage] if line["val_top1"] is not None]
+    each = run.stages[stage].result["images_processed"] / run.metrics[stage][-1]["epoch"]
+    return [round(line["epoch"] * each) for line in lines], [line["val_top1"] for line in lines]
+
+
+def learning(run, uid):
+    found = {TRAININGS[stage]: curve_of(run, stage) for stage in TRAININGS if stage in run.metrics}
+    rows = [
+        (name, f"{images:,}", f"{top1:.2f}")
+        for name, points in found.items()
+        for images, top1 in zip(*points, strict=True)
+    ]
+    head = ("training", "images processed", "validation top-1, %")
+    figure = curves.learning_curves(found)
+    return chart(figure, "Learning curves", f"{uid}-curves", (head, rows))
+
+
+def settings(run, command_of):
+    """Every setting of config.json, a column a stage, and the commands.
+
+    command_of: (run folder, config.json as a dict) -> a command line
+    """
+    columns = {name: dict(flat(stage.config)) for name, stage in run.stages.items()}
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    lines = [(name, *(column.get(name, "") for column in columns.values())) for name in names]
+    commands = [command_of(run.folder, found.config) for found in run.stages.values()]
+    return {"head": ("setting", *columns), "rows": lines, "commands": commands}
