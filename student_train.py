@@ -91,19 +91,24 @@ def read_examples(samples, data_dir, labelled, split):
     """Images and pseudo-labels (N,) of the selection, in the order of selection.csv.
 
     An image that several classes keep stands there several times, each time with another label.
-    Raises ValueError when a pool is not what step 2 scored.
+    Raises ValueError when a pool is not what step 2 scored, or rows are missing.
     """
-    config = samples.config
+    config, again = samples.config, f"run `{STAGES['samples'][1]} --overwrite`"
     names, label, _, _ = selection.read_selection(samples.product, len(labelled.classes))
+    if len(names) != samples.result["selected"]:
+        raise ValueError(
+            f"{samples.product} has {len(names)} rows and step 2 wrote "
+            f"{samples.result['selected']}; {again}"
+        )
     pool = open_pool(config["unlabeled"], data_dir, config["input_size"], labelled, split)
     for source in pool.sources:
-        if source.inputs["digest"] != config["pools"][source.name]["digest"]:
-            raise ValueError(
-                f"the pool {source.name} has changed since step 2 scored it; "
-                f"run `{STAGES['samples'][1]} --overwrite`"
-            )
-    images = pool.images.subset(torch.from_numpy(pool.positions(names)))
-    return images, torch.from_numpy(label)
+        if source.inputs["digest"] != config["pools"].get(source.name, {}).get("digest"):
+            raise ValueError(f"the pool {source.name} has changed since step 2 scored it; {again}")
+    try:
+        positions = pool.positions(names)
+    except ValueError as error:
+        raise ValueError(f"{samples.product}: {error}; {again}") from error
+    return pool.images.subset(torch.from_numpy(positions)), torch.from_numpy(label)
 
 
 def print_summary(args, job, samples, result):
