@@ -24,9 +24,10 @@ from models.weights import rebuild
 from report.model_card import TITLES, hub_head, model_card
 from report.tables import print_table
 from stages import checkpoint, flags
-from stages.finished import read_json, read_stage
+from stages.finished import read_stage
 from stages.folder import state_of
 from stages.program import program, working
+from stages.records import read_record
 
 
 def parse(argv):
@@ -76,7 +77,7 @@ def lineage(folder):
         raise FileNotFoundError(
             f"{folder} is no finished stage (no result.json); name one such as RUN/finetuned"
         )
-    name = read_json(folder / "config.json")["stage"]
+    name = read_record(folder / "config.json")["stage"]
     if name not in TITLES:
         raise ValueError(f"{folder} holds the stage {name}, which has no network; name another")
     stages = [read_stage(folder, name)]

@@ -52,11 +52,11 @@ from stages.config import config_of
 from stages.dataset import load_dataset, normalisation_of
 from stages.device import set_up_device, settle_compile, settle_compute
 from stages.estimate import print_hours
-from stages.finished import read_json
 from stages.folder import STAGES
 from stages.inherit import inherit, recipe_in_force
 from stages.lifetime import open_stage
 from stages.program import program
+from stages.records import read_record
 
 
 @program
@@ -149,8 +149,9 @@ def starting_point(args, student):
         return Start(hub_weights(name), name, HUB[name], (list(MEAN), list(STD)))
     path = Path(path, "model.pt") if Path(path).is_dir() else path  # a stage's folder
     weights = checkpoint.load(path)
-    if not isinstance(weights, dict) or "arch" not in weights:
+    if not isinstance(weights, dict) or not {"arch", "format"} <= weights.keys():
         return Start(weights, str(path))
+    checkpoint.rebuild(weights, path)  # raises ValueError for a damaged one
     normalisation = tuple(weights["normalisation"].values())
     return Start(weights, str(path), weights["arch"]["name"], normalisation)
 
@@ -168,7 +169,7 @@ def print_summary(args, job, result):
     rows.append(("or", f"tensorboard --logdir {folder.parent.parent}"))
     tables.print_table(title, rows)
     files = {stage: folder.parent / stage / "result.json" for stage in STAGES}
-    results = {stage: read_json(file) for stage, file in files.items() if file.exists()}
+    results = {stage: read_record(file) for stage, file in files.items() if file.exists()}
     title = f"test top-1 of {job.config['dataset']}, seed {job.config['seed']}"
     tables.print_table(title, tables.accuracy_summary(results))
 

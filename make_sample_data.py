@@ -57,7 +57,6 @@ import torch
 
 import distributed
 from data import LeakGuard, draw, open_pool, selection
-from models.download import sha256_of_file
 from presets import PRESETS
 from report import diagnostics, tables
 from report.board import Board
@@ -71,6 +70,7 @@ from stages.folder import clear
 from stages.inherit import inherit
 from stages.lifetime import open_stage, running
 from stages.program import Failure, program
+from stages.records import check_file
 from stages.signals import saving_first
 from topk import MAX_POSITION
 
@@ -86,9 +86,10 @@ def main(argv=None):
     if args.export:
         selection.check_export(args.export)
     job = prepare(args, stage, device)
+    walk = scoring.Walk(job)
     with running(stage, job.config, Board) as log:
         with saving_first():
-            scored = scoring.run(job)
+            scored = scoring.run(walk)
         if log is None:
             return  # the first process goes on, with what all have scored
         rows = selected_rows(job.pool, scored.selector)
@@ -164,7 +165,7 @@ def find_teacher(args, folder):
     path = args.teacher or folder.parent / "teacher"
     if path.is_file() and not (path.parent / "config.json").exists():
         entry = {"stage": "teacher", "path": str(path.resolve())}
-        return None, path, entry | {"sha256": sha256_of_file(path)}
+        return None, path, entry | {"sha256": check_file(path)}
     stage = read_stage(path, "teacher", "finetuned")
     return stage.config, stage.product, stage.as_parent(folder)
 

@@ -44,9 +44,11 @@ from stages.config import config_of
 from stages.dataset import load_dataset
 from stages.device import set_up_device, settle_compile, settle_compute
 from stages.estimate import print_hours
+from stages.folder import STAGES
 from stages.inherit import inherit, recipe_in_force
 from stages.lifetime import open_stage
 from stages.program import program
+from stages.records import check_file
 
 
 @program
@@ -94,19 +96,35 @@ def read_examples(samples, data_dir, labelled, split, soft=False):
     or with `soft` the teacher's probabilities (N,C) float32.
 
     An image that several classes keep stands there several times, each time with another class.
-    Raises ValueError when a pool is not what step 2 scored, FileNotFoundError without scores.
+    Raises ValueError when a pool is not what step 2 scored, or rows are missing; FileNotFoundError
+    without scores.
     """
+    again = f"run `{STAGES['samples'][1]} --overwrite`"
     names, label, _, _ = selection.read_selection(samples.product, len(labelled.classes))
+    if len(names) != samples.result["selected"]:
+        raise ValueError(
+            f"{samples.product} has {len(names)} rows and step 2 wrote "
+            f"{samples.result['selected']}; {again}"
+        )
     pool = reopen_pool(samples.config, data_dir, labelled, split)
-    images = pool.images.subset(torch.from_numpy(pool.positions(names)))
+    try:
+        positions = pool.positions(names)
+    except ValueError as error:
+        raise ValueError(f"{samples.product}: {error}; {again}") from error
     if soft:
-        path = samples.folder / "scores.npz"
-        if not path.exists():
-            raise FileNotFoundError(
-                f"--soft-labels needs {path}: run step 2 with --save-scores --overwrite"
-            )
-        label = selection.read_soft_labels(path, names, len(labelled.classes))
-    return images, torch.from_numpy(label)
+        label = read_soft_labels(samples, names, len(labelled.classes))
+    return pool.images.subset(torch.from_numpy(positions)), torch.from_numpy(label)
+
+
+def read_soft_labels(samples, names, num_classes):
+    """The teacher's probabilities of the images `names`: float32 (N,C)."""
+    path = samples.folder / "scores.npz"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"--soft-labels needs {path}: run step 2 with --save-scores --overwrite"
+        )
+    check_file(path)
+    return selection.read_soft_labels(path, names, num_classes)
 
 
 def print_summary(args, job, samples, result):

@@ -172,7 +172,7 @@ class Bench:
         stage.folder.mkdir()
         pool = NoisePool(self.images(self.sizes.pool))
         job = scoring.ScoringJob(stage, config, self.compute(recipe), teacher, pool)
-        return {"images": len(pool), "seconds": scoring.run(job).seconds}
+        return {"images": len(pool), "seconds": scoring.run(scoring.Walk(job)).seconds}
 
 
 def minutes(preset, measured):

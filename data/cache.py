@@ -11,9 +11,7 @@ is next needed.
 
 import hashlib
 import json
-import shutil
-import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +19,10 @@ import numpy as np
 from tqdm import tqdm
 
 from .listing import spans
-from .whole_file import remove, whole_file
+from .whole_file import clear_abandoned, remove, whole_file
 from .workers import chunk_size, decode_all
 
 VERSION = 3  # raise it when the pixels or the files change
-ABANDONED = 3600  # seconds without a new image after which a folder's writer is taken to be dead
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def _build(cache, missing):
     """Decode the missing blocks; the workers go from one to the next without a pause."""
     cache_dir = missing[0][2].parent
     cache_dir.mkdir(parents=True, exist_ok=True)
-    _clear_abandoned(cache_dir)
+    clear_abandoned(cache_dir)
     total = sum(stop - start for start, stop, _ in missing)
     chunk = chunk_size(total)
 
@@ -124,14 +121,6 @@ def _build(cache, missing):
     bar = tqdm(total=total, desc=f"decode {cache.name}", unit="image", disable=None, leave=False)
     with bar, ExitStack() as unfinished:
         decode_all(tasks(), total, take, cache.source.in_memory)
-
-
-def _clear_abandoned(cache_dir):
-    """Remove what killed processes have left; others may be writing at this moment."""
-    for images in cache_dir.glob("*.partial-*/images.npy"):
-        with suppress(OSError):  # just finished, or just cleared by another process
-            if time.time() - images.stat().st_mtime > ABANDONED:
-                shutil.rmtree(images.parent, ignore_errors=True)
 
 
 class _NewBlock:

@@ -37,7 +37,7 @@ import torch
 from tqdm import tqdm
 
 from .images import Images
-from .whole_file import write_text
+from .whole_file import clear_abandoned, write_text
 
 SUBSETS = ("train", "val", "test")
 VERSION = 1  # raise it when the answers change, because answers are kept on the disk
@@ -73,6 +73,7 @@ class LeakGuard:
         self.names = np.concatenate([subset.names for subset in subsets])
         self.ends = np.cumsum([len(subset) for subset in subsets])
         self.folder = Path(folder)
+        clear_abandoned(self.folder)
         self._digest = hashlib.sha256(self.checksums.tobytes()).digest()
         self._index = None
 

@@ -44,7 +44,7 @@ def reopen_pool(config, data_dir, labelled, split):
     if config.get("pool_size"):
         pool = draw(pool, config["pool_size"], config["seed"])
     for source in pool.sources:
-        if source.inputs["digest"] != config["pools"][source.name]["digest"]:
+        if source.inputs["digest"] != config["pools"].get(source.name, {}).get("digest"):
             raise ValueError(
                 f"the pool {source.name} has changed since step 2 scored it; "
                 f"run `python make_sample_data.py --overwrite`"

@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 import cv2
@@ -32,20 +33,22 @@ def read_selection(path, num_classes):
     Raises ValueError, naming the line, for a file that is no selection over `num_classes` classes.
     """
     images, numbers = [], []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = csv.reader(file)
-        if next(rows, None) != HEADER:
-            raise ValueError(f"{path} does not begin with the line {','.join(HEADER)}")
-        for row in rows:
-            line = f"{path}, line {rows.line_num}"
-            try:
-                image, label, score, rank = row
+        try:
+            if next(rows, None) != HEADER:
+                raise ValueError(f"does not begin with {','.join(HEADER)}")
+            for image, label, score, rank in rows:
+                image.encode()  # fails for bytes that are not UTF-8
                 numbers.append((int(label), float(score), int(rank)))
-            except ValueError:
-                raise ValueError(f"{line}: {row} is no selection row") from None
-            if not 0 <= numbers[-1][0] < num_classes:
-                raise ValueError(f"{line}: the label is not from 0 to {num_classes - 1}: {label}")
-            images.append(image)
+                if not 0 <= numbers[-1][0] < num_classes:
+                    raise ValueError(f"the label is not from 0 to {num_classes - 1}: {label}")
+                if not 0 < numbers[-1][2] < 2**63:
+                    raise ValueError(f"the rank is not from 1 on: {rank}")
+                images.append(image)
+        except (ValueError, csv.Error) as error:
+            line = max(1, rows.line_num)
+            raise ValueError(f"{path}, line {line} is no selection row ({error})") from error
     if not images:
         raise ValueError(f"{path} selects no images; lower --min-score in step 2")
     label, score, rank = zip(*numbers, strict=True)
@@ -78,8 +81,20 @@ class ScoreFile:
     """The scores and labels of the P best classes, entry after entry, until scores.npz is made."""
 
     def __init__(self, path, p):
-        self.path = Path(path)
+        self.path, self.checksum = Path(path), 0
         self.record = np.dtype([("score", np.float32, (p,)), ("label", np.int32, (p,))])
+
+    def check(self, entries, checksum):
+        """ValueError unless the first `entries` entries have this CRC-32; None for any."""
+        size = entries * self.record.itemsize
+        whole = not size or (self.path.exists() and self.path.stat().st_size >= size)
+        if whole and size:
+            self.checksum = zlib.crc32(np.memmap(self.path, np.uint8, "r", shape=size))
+        if not whole or checksum not in (None, self.checksum):
+            raise ValueError(
+                f"{self.path} is not what this stage has written; start the stage anew with "
+                f"--overwrite"
+            )
 
     def open(self, entries):
         """Open the file for writing after its first `entries` entries; any others are cut off."""
@@ -93,6 +108,7 @@ class ScoreFile:
         entries = np.empty(len(score), self.record)
         entries["score"], entries["label"] = score, label
         left = memoryview(entries.tobytes())
+        self.checksum = zlib.crc32(left, self.checksum)
         while left:  # a nearly full disk takes a part before it raises
             left = left[self._file.write(left) :]
 

@@ -20,7 +20,7 @@ from .files import list_folder, list_tars
 from .images import Images
 from .labelled import load_labelled
 from .listing import MemorySource, Names, in_blocks
-from .whole_file import remove
+from .whole_file import clear_abandoned, remove
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -151,6 +151,7 @@ def _tiny_imagenet(data_dir, size):
     if copy.is_dir() and not folder.is_dir():
         return _folder("tiny-imagenet", copy, data_dir, size)
     if not folder.is_dir():
+        clear_abandoned(data_dir, "tiny-imagenet-200")
         partial = data_dir / f"tiny-imagenet-200.partial-{distributed.unique_name()}"
         try:
             with downloading("tiny-imagenet", f"looked in {str(folder)!r}; {WAY_OUT}"):

@@ -3,10 +3,14 @@
 import json
 import os
 import shutil
+import socket
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import distributed
+
+ABANDONED = 3600  # seconds without a change after which another machine's process counts as dead
 
 
 @contextmanager
@@ -39,6 +43,36 @@ def remove(path):
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def clear_abandoned(folder, name="*"):
+    """Remove what killed processes have left of unfinished files or folders of this name, which may
+    be a pattern; others may be writing there.
+
+    Whether a process of this machine lives is known at once.
+    """
+    for partial in folder.glob(f"{name}.partial-*"):
+        with suppress(OSError, ValueError):  # just finished, or just cleared by another process
+            machine, _, process = partial.name.rpartition(".partial-")[2].rpartition("-")
+            dead = machine == socket.gethostname() and not _lives(int(process))
+            if dead or time.time() - _last_change(partial) > ABANDONED:
+                remove(partial)
+
+
+def _lives(process):
+    if os.name == "nt":  # where os.kill ends a process, whatever the signal
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        pass
+    return True
+
+
+def _last_change(path):
+    return max(one.stat().st_mtime for one in (path, *path.rglob("*")))
 
 
 def write_text(path, text):

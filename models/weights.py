@@ -5,39 +5,50 @@ work where only torch and torchvision are installed.
 """
 
 import json
+import re
+import zipfile
 from pathlib import Path
 
 import torch
 
-from . import build_model, head_of
+from . import MODELS, build_model, head_of
+from .download import sha256_of_file
 from .others import needed
 
 FORMAT = 1  # of model.pt; save_model writes it, `rebuild` checks it
 CONTENT = "content"  # what a safetensors file calls all that a model.pt has beside the weights
 _KEYS = ("state_dict", "model")  # where training programs keep the weights in their checkpoints
+_EXPORTED = rf"(?:{'|'.join(MODELS)})_.+-([0-9a-f]{{8}})\.(?:pth|safetensors)"  # as export.py names
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each name
 
 
 def load(path, device="cpu"):
     """Read a file of tensors and plain types; runs no code from it.
 
-    Raises FileNotFoundError where no file is; ValueError for a truncated file, or one of another
-    kind.
+    Raises FileNotFoundError where no file is; ValueError for a damaged file, one of another kind,
+    or an exported one that has not the hash in its name.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     if path.suffix == ".safetensors":
         needed("safetensors", path)
+    named = re.fullmatch(_EXPORTED, path.name)
+    if named and not (found := sha256_of_file(path)).startswith(named[1]):
+        raise ValueError(
+            f"{path} is damaged: its sha256 begins with {found[:8]}, not as its name says; copy it "
+            f"here again"
+        )
     try:
         if path.suffix == ".safetensors":
             return _load_safetensors(path, device)
+        _check_sums(path)
         return torch.load(path, map_location=device, weights_only=True)
     except OSError:
         raise
     except Exception as error:  # the unpickler trusts the file: damage raises errors of many kinds
         raise ValueError(
-            f"{path} is truncated or not a checkpoint of tensors and plain types "
+            f"{path} is damaged or not a checkpoint of tensors and plain types "
             f"({type(error).__name__}); make it anew or name another file"
         ) from error
 
@@ -52,6 +63,18 @@ def _load_safetensors(path, device):
     return json.loads(rest) | {"state_dict": tensors} if rest else tensors
 
 
+def _check_sums(path):
+    """Raises zipfile.BadZipFile for a flipped bit: torch writes a zip, with a CRC of each tensor,
+    and reads it back without a look at them.  Files from before torch 1.6 are no zip and have none.
+    """
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            return
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(damaged)
+
+
 def rebuild(state, source):
     """Build the network that a model.pt or an exported file describes, with its weights.
 
@@ -62,13 +85,32 @@ def rebuild(state, source):
         raise ValueError(f"{source} is not a model.pt of this project; it may be plain weights")
     if state["format"] != FORMAT:
         raise ValueError(f"{source} has format {state['format']}; this version reads {FORMAT}")
-    model = build_model(**state["arch"])
+    if missing := {"classes", "normalisation", "input_size", "metrics", "parent"} - state.keys():
+        raise ValueError(f"{source} lacks {min(missing)}; make it anew or name another file")
     try:
+        model = build_model(**state["arch"])
         model.load_state_dict(state["state_dict"])
-    except RuntimeError as error:
-        name = state["arch"]["name"]
-        raise ValueError(f"{source}: the weights are not those of a {name}") from error
+        numbers = [state["normalisation"][name] for name in ("mean", "std")]
+        same = torch.tensor(numbers, dtype=torch.float64).shape == (2, 3)
+        same &= len(state["classes"]) == model.fc.out_features
+        if not (same and int(state["input_size"]) > 0):
+            raise ValueError("the numbers do not fit together")
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source}: its weights, classes or normalisation are not those of a network "
+            f"{str(state['arch'])[:80]}; make it anew or name another file"
+        ) from error
+    _check_finite(model, source)
     return model
+
+
+def _check_finite(model, source):
+    for name, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ValueError(
+                f"{source}: {name} holds numbers that are not finite; name another file, or make "
+                f"it anew"
+            )
 
 
 def start_from(model, weights, source):
@@ -96,6 +138,7 @@ def start_from(model, weights, source):
             f"(such as {wrong[0]}); choose the --model that it was made with"
         )
     model.load_state_dict(weights)
+    _check_finite(model, source)
     return other_head
 
 

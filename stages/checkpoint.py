@@ -1,13 +1,17 @@
 """model.pt and resume.pt: written whole or not at all, read safely."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from data import whole_file
-from models import others
-from models.weights import FORMAT, load, rebuild
+from models import others, weights
+from models.weights import FORMAT, rebuild
 from models.weights import start_from as start_from  # for those who load a checkpoint with `load`
+
+from .records import check_file
 
 
 @dataclass
@@ -47,6 +51,28 @@ def save_model(path, checkpoint):
         "parent": checkpoint.parent,
     }
     save(content, path)
+
+
+def load(path, device="cpu"):
+    """`weights.load` of a file that is the one that its stage wrote, see `records.check_file`."""
+    if Path(path).is_file():
+        check_file(path)
+    return weights.load(path, device)
+
+
+@contextmanager
+def resuming(path):
+    """ValueError, naming the file, where what is done inside finds in resume.pt anything else than
+    the state of this stage.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(
+            f"{path} is not the state that this stage has saved ({reason}); start the stage anew "
+            f"with --overwrite"
+        ) from error
 
 
 def load_model(path, device="cpu"):

@@ -4,14 +4,12 @@ A stage records the sha256 of the file that it was made from, so a later one can
 or a selection has changed.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.download import sha256_of_file
-
 from .folder import STAGES, state_of
+from .records import check_file, read_record
 
 
 @dataclass
@@ -21,6 +19,7 @@ class FinishedStage:
     folder: Path
     config: dict
     result: dict
+    sha256: str  # of its product
 
     @property
     def name(self):
@@ -37,15 +36,14 @@ class FinishedStage:
             path = Path(os.path.relpath(self.product, child))
         except ValueError:  # another drive
             path = self.product.resolve()
-        sha256 = sha256_of_file(self.product)
-        return {"stage": self.name, "path": path.as_posix(), "sha256": sha256}
+        return {"stage": self.name, "path": path.as_posix(), "sha256": self.sha256}
 
 
 def read_stage(folder, *stages):
     """The finished stage in `folder`, one of `stages`; the folder may be named by its product.
 
-    Raises FileNotFoundError when it has not finished, ValueError when what it was made from has
-    changed since.
+    Raises FileNotFoundError when it has not finished, ValueError when a file of it is damaged (see
+    records.py) or what it was made from has changed since.
     """
     folder = Path(folder)
     folder = folder.parent if folder.is_file() else folder
@@ -55,34 +53,29 @@ def read_stage(folder, *stages):
         raise FileNotFoundError(
             f"{folder} {what}: run `{command}` for this run folder first, or name another stage"
         )
-    config = read_json(folder / "config.json")
+    config = read_record(folder / "config.json")
     if config["stage"] not in stages:
         needed = f"a {' or '.join(stages)} is needed here"
         raise ValueError(f"{folder} holds the stage {config['stage']}; {needed}")
     if not (folder / product).is_file():
         raise FileNotFoundError(f"{folder} has lost its {product}: run `{command} --overwrite`")
+    result = read_record(folder / "result.json")
+    check_file(folder / "config.json")
+    sha256 = check_file(folder / product)
     check_parent(folder, config)
-    return FinishedStage(folder, config, read_json(folder / "result.json"))
-
-
-def read_json(path):
-    """Raises ValueError for a file that is no JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); run its stage with --overwrite") from error
+    return FinishedStage(folder, config, result, sha256)
 
 
 def check_parent(folder, config):
-    """ValueError when the file that a stage was made from is no longer the same.
+    """ValueError when the file that a stage was made from is damaged or no longer the same.
 
     A parent that has gone (only one stage was copied elsewhere) cannot be compared and passes.
     """
     parent = config.get("parent")
-    path = folder / parent["path"] if parent else None
-    if path and path.is_file() and sha256_of_file(path) != parent["sha256"]:
+    path = (folder / parent["path"]).resolve() if parent else None
+    if path and path.is_file() and check_file(path) != parent["sha256"]:
         command = STAGES[config["stage"]][1]
         raise ValueError(
-            f"{folder} was made from another {path.resolve().name} than the {parent['stage']} "
+            f"{folder} was made from another {path.name} than the {parent['stage']} "
             f"there is now; make it anew with `{command} --overwrite`"
         )

@@ -16,6 +16,7 @@ from presets import PRESETS, Training
 
 from .folder import finished_already, next_action
 from .inherit import DEFAULT_PRESET, INHERITED
+from .records import check_stage
 
 # The names of what data/, engine.py and ranking.py have; a test compares them.
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
@@ -145,9 +146,10 @@ def answer_early(parse, stage_name):
     parse: argv -> arguments;  stage_name: arguments -> the stage
     """
     args = parse(None)
-    with suppress(ValueError):  # the program itself will say what is wrong
+    with suppress(ValueError, OSError):  # the program itself will say what is wrong
         folder = run_dir(args) / stage_name(args)
         if next_action(folder, args.resume, args.overwrite) == "nothing":
+            check_stage(folder)
             if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
                 print(finished_already(folder))
             raise SystemExit

@@ -12,9 +12,18 @@ STAGES = {
     "student": ("model.pt", "python student_train.py"),
     "finetuned": ("model.pt", "python main.py --student-network True"),
 }
-_ARTEFACTS = ("result.json", "config.json", "metrics.jsonl", "model.pt", "scores.npz")
-_ARTEFACTS += ("selection.csv", "skipped.csv", "projector_config.pbtxt", "events.out.tfevents.*")
-WORKING_FILES = ("resume*.pt", "scores-*.bin")  # of an unfinished stage, one a process
+# What a finished stage answers for: result.json has the hash of each.
+PRODUCTS = (
+    "config.json",
+    "metrics.jsonl",
+    "model.pt",
+    "scores.npz",
+    "selection.csv",
+    "skipped.csv",
+)
+_ARTEFACTS = ("result.json", *PRODUCTS, "projector_config.pbtxt", "events.out.tfevents.*")
+# Of an unfinished stage: one a process, and what a killed one has left.
+WORKING_FILES = ("resume*.pt", "scores-*.bin", "*.partial-*")
 
 
 def state_of(folder):

@@ -1,6 +1,7 @@
 """Settings: from the preset, the stage before and the flags; what --resume may not change."""
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from presets import PRESETS, Training, override
@@ -45,7 +46,8 @@ def recipe_in_force(preset, flags, saved=None):
     A batch size given without a learning rate scales the rate with it: the paper's rule, so much
     for every 256 images (after Goyal et al. 2017).
     """
-    base = Training(**saved) if saved else preset
+    names = [setting.name for setting in fields(Training)]
+    base = Training(**{n: saved[n] for n in names if n in saved}) if saved else preset
     if flags["batch_size"] and flags["learning_rate"] is None:
         scaled = base.learning_rate * flags["batch_size"] / base.batch_size
         flags = {**flags, "learning_rate": scaled}

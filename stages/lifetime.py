@@ -8,10 +8,11 @@ from pathlib import Path
 import distributed
 from data import write_json, write_text
 
-from .finished import check_parent, read_json, read_stage
+from .finished import check_parent, read_stage
 from .folder import WORKING_FILES, clear, finished_already, next_action, remove
 from .inherit import check_unchanged
 from .program import working
+from .records import check_stage, hashes_of, read_record, sealed
 
 
 @dataclass
@@ -49,28 +50,29 @@ class OpenStage:
 def open_stage(folder, resume, overwrite):
     """-> OpenStage, or None, saying so, where the stage is finished and --resume keeps it.
 
-    Raises ValueError for work that is already there.
+    Raises ValueError for work that is already there, and where --resume finds a damaged file.
     """
     action = next_action(folder, resume, overwrite)
     if action == "nothing":
+        check_stage(folder)
         print(finished_already(folder))
         return None
-    return OpenStage(folder, read_json(folder / "config.json") if action == "resume" else None)
+    return OpenStage(folder, read_record(folder / "config.json") if action == "resume" else None)
 
 
 @contextmanager
-def running(stage, config, open_board, epochs_done=0):
+def running(stage, config, open_board, epochs_done=0, logged=None):
     """The stage runs: -> its StageLog in the first process, None in the others.
 
     stage: OpenStage;  config: content of config.json;  open_board: report.board.Board
-    epochs_done: of a training that is resumed
+    epochs_done, logged: of a training that is resumed, and its metrics.jsonl as it was then
     Errors of the disk and of the data are a Failure (exit code 1) from here on.
     """
     distributed.wait()  # every process has read what it needs
     with working(), ExitStack() as stack:
         log = None
         if distributed.is_first():
-            log = StageLog(stage, config, open_board, epochs_done)
+            log = StageLog(stage, config, open_board, epochs_done, logged)
             stack.enter_context(log.board)
         distributed.wait()  # the folder is there
         yield log
@@ -79,31 +81,37 @@ def running(stage, config, open_board, epochs_done=0):
 class StageLog:
     """What a running stage writes: config.json, metrics.jsonl, result.json, TensorBoard's board."""
 
-    def __init__(self, stage, config, open_board, epochs_done):
+    def __init__(self, stage, config, open_board, epochs_done, logged):
         self.folder = stage.folder
         self.metrics = self.folder / "metrics.jsonl"
+        self.logged = ""  # what metrics.jsonl holds
         self.folder.mkdir(parents=True, exist_ok=True)
         if stage.saved is None:
             clear(self.folder)
-            write_json(self.folder / "config.json", config)
+            write_json(self.folder / "config.json", sealed(config))
             self.board = open_board(self.folder)
             self.board.settings(config)
             return
-        if self.metrics.exists():  # a line may have been written after the last save
-            lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_text(self.metrics, "".join(lines[:epochs_done]))
+        if self.metrics.exists():  # with lines from after the last save, perhaps, or with damage
+            if logged is None:  # an older version did not save them
+                logged = self.metrics.read_text(encoding="utf-8", errors="replace")
+            self.logged = "".join(logged.splitlines(keepends=True)[:epochs_done])
+            write_text(self.metrics, self.logged)
         self.board = open_board(self.folder, purge_step=epochs_done + 1)
 
     def epoch(self, metrics):
         """Append one epoch's line and its curves; `metrics` has the epoch's number as "epoch", and
         None for what was not measured.
         """
+        line = json.dumps(metrics) + "\n"
         with open(self.metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(line)
+        self.logged += line
         self.board.epoch({name: x for name, x in metrics.items() if x is not None})
 
     def finish(self, result, hparams):
         """Write the hparams and, last, result.json.  What only --resume needs goes."""
         self.board.hparams(hparams, result)
-        write_json(self.folder / "result.json", result)
+        result = {**result, "files": hashes_of(self.folder)}
+        write_json(self.folder / "result.json", sealed(result))
         remove(self.folder, WORKING_FILES)

@@ -47,23 +47,32 @@ class Scored:
     seconds: float
 
 
-class _Walk:
+class Walk:
     """One process's range of the pool, as far as it is scored."""
 
     def __init__(self, job):
+        """Raises ValueError for a damaged state."""
         self.job, self.number = job, distributed.rank()
         self.first, self.last = distributed.share(len(job.pool), job.config["batch_size"])
         self.selector, self.spent = _new_selector(job, self.first, job.compute.device), 0.0
         self.path = job.stage.folder / _state_file(self.number)
+        checksum = None
         if job.stage.saved and self.path.exists():
-            state = checkpoint.load(self.path)
-            self.spent = state.pop("seconds")
-            self.selector.load_state_dict(state)
+            with checkpoint.resuming(self.path):
+                state = checkpoint.load(self.path)
+                self.spent, checksum = float(state.pop("seconds")), state.pop("scores", None)
+                self.selector.load_state_dict(state)
         self.scores, self.waiting = None, []
         if job.config["save_scores"]:
             path = job.stage.folder / _score_file(self.number)
             self.scores = selection.ScoreFile(path, job.config["p"])
-            self.scores.open(self.selector.position - self.first)
+            self.kept = self.selector.position - self.first
+            self.scores.check(self.kept, checksum)
+
+    def begin(self):
+        """From here on files are written."""
+        if self.scores:
+            self.scores.open(self.kept)
         self.began = time.monotonic()
 
     @property
@@ -90,14 +99,20 @@ class _Walk:
 
     def save(self):
         self._write_scores()
+        state = {**self.selector.state_dict(), "seconds": self.seconds}
         if self.scores:
             self.scores.flush()
-        checkpoint.save({**self.selector.state_dict(), "seconds": self.seconds}, self.path)
+            state["scores"] = self.scores.checksum
+        checkpoint.save(state, self.path)
 
 
-def run(job):
-    """Score and rank the pool; -> Scored, in the first process that of the whole pool."""
-    walk, size = _Walk(job), job.config["batch_size"]
+def run(walk):
+    """Score and rank the pool; -> Scored, in the first process that of the whole pool.
+
+    walk: a Walk that nothing was done with yet
+    """
+    job, size = walk.job, walk.job.config["batch_size"]
+    walk.begin()
     device, precision = job.compute.device, job.compute.precision
     position = walk.selector.position
     # No kernel is chosen by timing, and none whose sums vary: the same scores on every run.

@@ -58,16 +58,18 @@ def run(job, open_board):
     """
     check_batches(job.recipe, len(job.labels))
     path = job.stage.folder / "resume.pt"
-    saved = checkpoint.load(path) if job.stage.saved and path.exists() else None
-    state, device = _initial_state(job), job.compute.device
-    if saved:
-        state.load_state_dict(saved["fit"])
+    state, device, saved = _initial_state(job), job.compute.device, {}
+    if job.stage.saved and path.exists():
+        with checkpoint.resuming(path):
+            saved = checkpoint.load(path)
+            state.load_state_dict(saved["fit"])
+            saved = {"log": None, **saved, "seconds": float(saved["seconds"])}
     normalise = Normalise(*job.config["normalisation"].values(), device)
     recipe = job.recipe
     mixing = recipe.mixup, recipe.cutmix, recipe.mixed
     augment = Augment(normalise, recipe.augment, len(job.classes), *mixing)
 
-    with running(job.stage, job.config, open_board, state.epoch) as log:
+    with running(job.stage, job.config, open_board, state.epoch, saved.get("log")) as log:
         images, val = job.images.to(device), job.val.images.to(device)
         with signals.saving_first():
             metrics, seconds = train_and_log(job, log, state, images, val, augment, saved)
@@ -121,7 +123,7 @@ def train_and_log(job, log, state, images, val, augment, saved):
     """Follow `fit`: a line an epoch, a save every SAVE_SECONDS, at a stop and at the end.
 
     log: StageLog, None but in the first process;  images, val: of the training and of validation,
-    on the device where they fit;  saved: the content of resume.pt, or None
+    on the device where they fit;  saved: the content of resume.pt, or {}
     -> the last epoch's metrics, and the seconds spent in all
     """
     spent, metrics = (saved["seconds"], saved["metrics"]) if saved else (0.0, {})
@@ -171,7 +173,7 @@ def train_and_log(job, log, state, images, val, augment, saved):
 def _save(job, log, state, metrics, seconds):
     whole = {"fit": state.state_dict(), "metrics": metrics, "seconds": seconds}
     if log:
-        checkpoint.save(whole, job.stage.folder / "resume.pt")
+        checkpoint.save({**whole, "log": log.logged}, job.stage.folder / "resume.pt")
 
 
 def evaluate(state, images, prepare):

@@ -16,7 +16,7 @@ import student_train
 
 torch.set_num_threads(1)  # several threads only wait for each other in networks this small
 
-TIMES = ("seconds", "images_per_second")
+TIMES = ("seconds", "images_per_second", "files", "sha256")  # hashes of what has times in it
 STAGES = ("teacher", "samples", "student", "finetuned")
 PROGRAMS = {
     "teacher": (main.main, ()),

@@ -3,6 +3,7 @@
 import json
 import math
 import multiprocessing
+import random
 import time
 from contextlib import closing
 
@@ -13,6 +14,7 @@ import engine
 from benchmarks import (
     ablations,
     baselines,
+    faults,
     gpu_check,
     gpu_table,
     load,
@@ -316,3 +318,17 @@ def test_the_start_of_a_step_is_timed_in_a_program_of_its_own(tmp_path):
     assert 0 < found["imports"] < found["first"] < found["seconds"]
     assert found["peak"] > 100
     assert (tmp_path / "run/teacher/result.json").exists()
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_damage_is_one_flipped_bit_or_a_cut(tmp_path, cut):
+    path, content, chance = tmp_path / "file", bytes(range(200)), random.Random(0)
+    for _ in range(20):
+        path.write_bytes(content)
+        faults.damage(path, chance, cut)
+        found = path.read_bytes()
+        if cut:
+            assert len(found) < 200 and content.startswith(found)
+        else:
+            flipped = [a ^ b for a, b in zip(found, content, strict=True) if a != b]
+            assert len(flipped) == 1 and flipped[0].bit_count() == 1

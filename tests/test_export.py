@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ import export
 from data import Normalise, write_json
 from engine import predict
 from stages import checkpoint
-from stages.finished import read_json
+from stages.records import hashes_of, read_record, sealed
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -83,7 +84,7 @@ def test_torch_hub_replaces_the_head_or_refuses_another_network(published):
     with pytest.raises(ValueError, match="holds a resnet8, not a resnet14"):
         torch.hub.load(ROOT, "resnet14", source="local", weights=weights)
     Path(weights).write_bytes(Path(weights).read_bytes()[:-100])
-    with pytest.raises(ValueError, match="is truncated"):
+    with pytest.raises(ValueError, match="is damaged"):
         torch.hub.load(ROOT, "resnet8", source="local", weights=weights)
 
 
@@ -134,9 +135,9 @@ def test_two_exports_are_one(publish, published, folder_run):
 def test_the_card_tells_data_selection_metrics_and_licence(published, folder_run):
     card = published[1].read_text()
     for stage in ("teacher", "student", "finetuned"):
-        result = read_json(folder_run / stage / "result.json")
+        result = read_record(folder_run / stage / "result.json")
         assert f"| {result['val_top1']:.2f} | {result['test_top1']:.2f} |" in card
-    selected = read_json(folder_run / "samples" / "result.json")
+    selected = read_record(folder_run / "samples" / "result.json")
     for fact in (
         "Data set `folder`, images 8 px square",
         "3 images a class; 2 a class are validation images",
@@ -168,8 +169,11 @@ def test_a_teachers_card_has_no_selection(publish, folder_run, tmp_path):
     ],
 )
 def test_the_licence_of_the_first_weights_is_told(publish, run_copy, tmp_path, start, said):
-    config = read_json(run_copy / "teacher" / "config.json")
-    write_json(run_copy / "teacher" / "config.json", {**config, "weights": start})
+    config = read_record(run_copy / "teacher" / "config.json")
+    write_json(run_copy / "teacher" / "config.json", sealed({**config, "weights": start}))
+    result = read_record(run_copy / "teacher" / "result.json")
+    result["files"] = hashes_of(run_copy / "teacher")
+    write_json(run_copy / "teacher" / "result.json", sealed(result))
     assert publish(run_copy / "finetuned", tmp_path / "out")[0] == 0
     (card,) = (tmp_path / "out").glob("*.md")
     assert said in card.read_text()
@@ -184,7 +188,7 @@ def test_what_is_no_trained_stage_is_refused(publish, run_copy, tmp_path):
     model = run_copy / "finetuned" / "model.pt"
     model.write_bytes(model.read_bytes()[:-100])
     code, error = publish(run_copy / "finetuned", out)
-    assert code == 2 and "is truncated" in error
+    assert code == 2 and "is not what step 4 wrote" in error
     assert not out.exists()
 
 
@@ -215,11 +219,11 @@ def test_a_hub_folder_says_what_it_holds(publish, folder_run, tmp_path):
     assert publish(folder_run / "finetuned", tmp_path, "--hub-folder") == (0, "")
     names = {"config.json", "model.safetensors", "README.md"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    config = read_json(tmp_path / "config.json")
+    config = json.loads((tmp_path / "config.json").read_text())
     assert config["architecture"] == "resnet8" and config["num_classes"] == 4
     assert config["pretrained_cfg"]["label_names"] == ["ant", "bee", "crab", "dove"]
     head = (tmp_path / "README.md").read_text().split("---")[1]
-    result = read_json(folder_run / "finetuned" / "result.json")
+    result = read_record(folder_run / "finetuned" / "result.json")
     assert "license: mit" in head and f"value: {result['test_top1']:.2f}" in head
 
 

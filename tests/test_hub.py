@@ -401,4 +401,4 @@ def test_a_file_cut_off_anywhere_is_named(tmp_path, resnet18, refused, folder_fl
     for length in (0, 1, 40, 300, 2_000, 9_000, 1_000_000, len(whole.getvalue()) - 1):
         path.write_bytes(whole.getvalue()[:length])
         error = refused("teacher", tmp_path / "run", *folder_flags, "--weights", path)
-        assert f"{path} is truncated" in error
+        assert f"{path} is damaged" in error

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from report.__main__ import main
-from stages.finished import read_json
 from stages.folder import STAGES
+from stages.records import read_record
 from stages.whole_run import command_of
 
 VOID = {"meta", "link", "img", "input", "br"}
@@ -83,7 +83,7 @@ def page(page_of, digits_run):
 
 
 def result_of(run, stage):
-    return read_json(run / stage / "result.json")
+    return read_record(run / stage / "result.json")
 
 
 def test_nothing_is_fetched_from_elsewhere(page):
@@ -199,7 +199,7 @@ def test_a_folder_without_a_run_is_refused_in_one_line(there, tmp_path, capsys):
 
 def test_the_commands_make_the_run_again(folder_run, stage_flags):
     for stage in STAGES:
-        config = read_json(folder_run / stage / "config.json")
+        config = read_record(folder_run / stage / "config.json")
         words = command_of(folder_run, config).split()
         own = words[words.index("--run-dir") + 2 :]
         given = [str(word) for flag in stage_flags[stage] for word in str(flag).split()]

@@ -138,3 +138,59 @@ def test_importing_prints_nothing_and_creates_nothing(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
     assert before is None or set(tracked()) == before
+
+
+PICKLED = {"data/worker.py", "data/workers.py"}  # a pipe between a process and its own child
+UNSAFE = ("pickle.load", "pickle.loads", "Unpickler", "load_state_dict_from_url", "numpy.load")
+SAFE = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+
+
+def unsafe_reads(source):
+    """The calls in a source text that may run what a file says."""
+    for node in ast.walk(ast.parse(source)):
+        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        given = {word.arg: word.value for word in getattr(node, "keywords", ())}
+        if name in SAFE:
+            flag, safe = SAFE[name]
+            value = given.get(flag)
+            if value is None:
+                wrong = name == "torch.load" or len(node.args) > 2  # a default, or unnamed
+            else:
+                wrong = not (isinstance(value, ast.Constant) and value.value is safe)
+            if wrong or None in given:  # **words
+                yield ast.unparse(node)
+        elif name.endswith(UNSAFE):
+            yield ast.unparse(node)
+
+
+def test_no_file_of_the_project_runs_what_a_file_says():
+    paths = [path for module in sorted(PLAN) for path in files_of(module)]
+    paths += sorted((ROOT / "benchmarks").glob("*.py"))
+    found = {
+        path.relative_to(ROOT).as_posix(): list(unsafe_reads(path.read_text(encoding="utf-8")))
+        for path in paths
+    }
+    assert {name for name, calls in found.items() if calls} == PICKLED, found
+    names = {"pickle", "shelve", "marshal", "dill", "joblib"}
+    imported = {name for name in found if names & set(absolute_imports(ROOT / name))}
+    assert imported == PICKLED
+
+
+@pytest.mark.parametrize(
+    ("call", "unsafe"),
+    [
+        ("torch.load(path)", True),
+        ("torch.load(path, weights_only=False)", True),
+        ("torch.load(path, weights_only=flag)", True),
+        ("torch.load(path, **words)", True),
+        ("torch.load(path, weights_only=True)", False),
+        ("np.load(path)", False),
+        ("np.load(path, None, True)", True),
+        ("np.load(path, allow_pickle=True)", True),
+        ("np.load(path, allow_pickle=False)", False),
+        ("pickle.loads(content)", True),
+        ("json.loads(content)", False),
+    ],
+)
+def test_an_unsafe_read_is_known(call, unsafe):
+    assert bool(list(unsafe_reads(call))) == unsafe

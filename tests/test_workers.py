@@ -262,17 +262,41 @@ def test_an_interrupted_build_goes_on_with_the_blocks_it_has(tmp_path, small_blo
     assert len(taken) == 60 - kept and (pixels(source) == expected(60)).all()
 
 
-def test_what_a_killed_build_left_is_cleared_in_time(tmp_path):
+def test_what_a_killed_build_left_is_cleared_by_the_next_one(tmp_path):
     fill(tmp_path / "pool", 3)
-    for name, age in (("old", 7200), ("young", 60)):
+    cache, names = tmp_path / "cache", []
+    mine = distributed.unique_name()
+    sleepers = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=-1) for _ in "ab"]
+    try:
+        for process in sleepers:
+            own = mine.replace(str(os.getpid()), str(process.pid))
+            names.append(f"pool-16px-0123.partial-{own}")
+            (cache / names[-1]).mkdir(parents=True)
+            (cache / names[-1] / "images.npy").write_bytes(b"rows")
+        sleepers[0].kill()
+        sleepers[0].wait()
+        [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
+    finally:
+        for process in sleepers:
+            process.kill()
+            process.communicate()
+    [(*_, folder)] = source.cache.blocks
+    dead = {names[0]} if os.name == "nt" else set()  # where nobody tells whether a process lives
+    assert {path.name for path in cache.iterdir()} == {folder.name, names[1]} | dead
+
+
+def test_what_another_machine_left_is_cleared_in_time(tmp_path):
+    fill(tmp_path / "pool", 3)
+    for name, age in (("old-1", 7200), ("young-1", 60)):
         images = tmp_path / "cache" / f"pool-16px-0123.partial-{name}" / "images.npy"
         images.parent.mkdir(parents=True)
         images.write_bytes(b"rows")
-        os.utime(images, (time.time() - age,) * 2)
+        for path in (images, images.parent):
+            os.utime(path, (time.time() - age,) * 2)
     [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
     left = {folder.name for folder in (tmp_path / "cache").iterdir()}
     [(*_, folder)] = source.cache.blocks
-    assert left == {folder.name, "pool-16px-0123.partial-young"}
+    assert left == {folder.name, "pool-16px-0123.partial-young-1"}
 
 
 @pytest.fixture

@@ -1,0 +1,315 @@
+"""What damage and kills do: every artefact of a run with a flipped bit or a cut, and kill -9.
+
+    python benchmarks/faults.py --json docs/results/faults.json   # 300 cases, 100 kills
+    python benchmarks/faults.py --cases 60 --kills 8 --seed 1
+
+Sweep    one file of a small demo run is damaged, half of the cases by a flipped bit at a random
+         place, half by a cut at a random length; then the program that reads it runs:
+         noticed     refused, exit code 1 or 2, the error names the file
+         harmless    it ends with the same bytes as with the whole file
+         unnamed     refused by an error that names another thing
+         silent      it ends, with other results
+         traceback   anything else
+Kills    a step is killed at a random moment, again and again with --resume up to three times in a
+         row, then --resume ends it; every file is compared with those of a run that was never
+         killed (metrics.jsonl without its times), and the names of all files that are left.
+         State is saved after every step and every chunk here.  Linux and macOS: it forks.
+
+TensorBoard's pictures are left out: to draw them takes longer than all the rest.
+Writes   with --json FILE: {"sweep": {artefact: {outcome: cases}}, "kills": {step: ...}}; a part
+         that is not run (0 cases, 0 kills) keeps the figures that FILE has
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+import export
+import main as training_program
+import make_sample_data
+import predict
+import student_train
+from data import write_json
+from stages import flags, scoring, signals, training
+from stages.config import versions
+
+SMALL = ["--preset", "demo", "--input-size", "8"]
+SHORT = ["--epochs", "3", "--passes", "1"]
+CHUNKS = ["--batch-size", "100"]  # of the pool, so that there are moments between them
+STEPS = {
+    "teacher": (training_program.main, [*SMALL, *SHORT]),
+    "samples": (make_sample_data.main, ["--k", "20", *CHUNKS]),
+    "student": (student_train.main, SHORT),
+    "finetuned": (training_program.main, ["--student-network", "True", *SHORT]),
+}
+OUTCOMES = ("noticed", "harmless", "unnamed", "silent", "traceback")
+TIMES = ("seconds", "images_per_second")
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--cases", type=flags.number(int, 0), default=300, metavar="N", help="default 300")
+    add("--kills", type=flags.number(int, 0), default=100, metavar="N", help="default 100")
+    add("--seed", type=flags.number(int, 0), default=0, metavar="N", help="default 0")
+    add("--json", type=Path, metavar="FILE")
+    return parser.parse_args(argv)
+
+
+def step(stage, base, *more):
+    """Run a step in the folder `base`; -> its exit code, what it printed, and the errors."""
+    program, own = STEPS[stage]
+    where = ["--run-dir", base / "run", "--data-dir", base / "data", "--device", "cpu"]
+    return call(program, *own, *where, *more)
+
+
+def call(program, *arguments):
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            program(list(map(str, arguments)))
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        except Exception as broken:
+            code = f"{type(broken).__name__}: {broken}"
+    return code, out.getvalue(), error.getvalue()
+
+
+def contents(folder):
+    """{name: bytes} of a stage's files that two runs share, times left out."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    found = {name: x for name, x in found.items() if not name.startswith("events.")}
+    for name in ("result.json", "config.json"):  # times, places, and the hashes of both
+        found.pop(name, None)
+    if "metrics.jsonl" in found:
+        lines = map(json.loads, found["metrics.jsonl"].splitlines())
+        lines = [{name: x for name, x in line.items() if name not in TIMES} for line in lines]
+        found["metrics.jsonl"] = lines
+    return found
+
+
+# --- the sweep ----------------------------------------------------------------------------------
+
+
+def targets(base):
+    """artefact -> (its file in the folder of a case, what reads it, what it gives)."""
+    found, children = {}, dict(zip(STEPS, list(STEPS)[1:], strict=False))
+    for stage, child in children.items():
+        for name in ("model.pt", "selection.csv", "config.json", "result.json"):
+            if (base / "run" / stage / name).exists():
+                found[f"{stage}/{name}, next step"] = f"run/{stage}/{name}", stage_reader(child)
+    for file in ("teacher/metrics.jsonl", "samples/scores.npz", "samples/skipped.csv"):
+        found[f"{file}, --resume"] = f"run/{file}", stage_reader(file.split("/")[0], "--resume")
+    for file in ("run/finetuned/model.pt", "lone.pt", next(base.glob("out/*.pth"))):
+        relative = Path(base, file).relative_to(base).as_posix()
+        found[f"{Path(file).name}, predict.py"] = relative, predicted(relative)
+    for name in ("model.pt", "config.json", "result.json"):
+        found[f"finetuned/{name}, export.py"] = f"run/finetuned/{name}", exported
+    for stage, own in (("teacher", "metrics.jsonl"), ("samples", "scores-0.bin")):
+        for name in ("resume.pt", "config.json", own):
+            file = f"half-{stage}/run/{stage}/{name}"
+            found[f"unfinished {stage}/{name}"] = file, half_reader(stage)
+    for path in sorted((base / "data" / "cache").rglob("*")):
+        if path.is_file() and path.parent.name != "duplicates":
+            reader = stage_reader("samples")
+            found[f"cache/{path.name}"] = path.relative_to(base).as_posix(), reader
+    return found
+
+
+def stage_reader(stage, *more):
+    def read(base):
+        if not more:
+            for later in list(STEPS)[list(STEPS).index(stage) :]:
+                shutil.rmtree(base / "run" / later, ignore_errors=True)
+        code, _, error = step(stage, base, *more)
+        return code, error, contents(base / "run" / stage) if code == 0 else None
+
+    return read
+
+
+def half_reader(stage):
+    def read(base):
+        half = base / f"half-{stage}"
+        code, _, error = step(stage, half, "--resume")
+        return code, error, contents(half / "run" / stage) if code == 0 else None
+
+    return read
+
+
+def predicted(file):
+    def read(base):
+        images = base / "picture.png"
+        return ended(call(predict.main, images, "--json", "--checkpoint", base / file), base)
+
+    return read
+
+
+def exported(base):
+    code, _, error = call(export.main, base / "run/finetuned", base / "new")
+    return code, error, {path.name: path.read_bytes() for path in base.glob("new/*")}
+
+
+def ended(answer, base):
+    code, out, error = answer
+    return code, error, out.replace(str(base), "")
+
+
+def damage(path, chance, cut):
+    content = bytearray(path.read_bytes())
+    place = chance.randrange(len(content))
+    if cut:
+        del content[place:]
+    else:
+        content[place] ^= 1 << chance.randrange(8)
+    path.write_bytes(content)
+
+
+def prepare(base):
+    """The whole run, two unfinished stages, an exported file and a lone one."""
+    for stage in STEPS:
+        code, _, error = step(stage, base)
+        assert code == 0, error
+    for stage in ("teacher", "samples"):
+        half = base / f"half-{stage}"
+        shutil.copytree(base / "data", half / "data")
+        if stage == "samples":
+            shutil.copytree(base / "run" / "teacher", half / "run" / "teacher")
+        asked = iter([None] * 3 + [15] * 9)
+        before, signals.interruption = signals.interruption, lambda asked=asked: next(asked)
+        code, _, error = step(stage, half)
+        assert code == 143, (stage, code, error)
+        signals.interruption = before
+    assert call(export.main, base / "run/finetuned", base / "out")[0] == 0
+    shutil.copyfile(base / "run/finetuned/model.pt", base / "lone.pt")
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    cv2.imwrite(str(base / "picture.png"), noise)
+
+
+def sweep(folder, cases, chance):
+    """{artefact: {outcome: cases}}, and what went wrong: [str]."""
+    whole, case = folder / "whole", folder / "case"
+    whole.mkdir()
+    prepare(whole)
+    found, faults, expected = {}, [], {}
+    wanted = targets(whole)
+    for name, number in ((name, n) for n in range(-(-cases // len(wanted))) for name in wanted):
+        file, reader = wanted[name]
+        if name not in expected:
+            shutil.copytree(whole, case)
+            code, error, expected[name] = reader(case)
+            assert code == 0, (name, code, error)
+            shutil.rmtree(case)
+        shutil.copytree(whole, case)
+        damage(case / file, chance, cut=number % 2)
+        code, error, result = reader(case)
+        if code == 0:
+            outcome = "harmless" if result == expected[name] else "silent"
+        elif code in (1, 2):
+            outcome = "noticed" if Path(file).name in error else "unnamed"
+        else:
+            outcome = "traceback"
+        if outcome in OUTCOMES[2:]:
+            faults.append(f"{name}, {'cut' if number % 2 else 'flip'}: {outcome} {code} {error}")
+        counts = found.setdefault(name, dict.fromkeys(OUTCOMES, 0))
+        counts[outcome] += 1
+        shutil.rmtree(case)
+    return found, faults
+
+
+# --- the kills ----------------------------------------------------------------------------------
+
+
+def kills(folder, count, chance):
+    """{step: {"rounds", "kills", "resumed to the same bytes", "files left behind"}}"""
+    whole, found = folder / "never", {}
+    seconds = {stage: forked(stage, whole) for stage in STEPS}
+    for number in range(count):
+        stage = list(STEPS)[number % len(STEPS)]
+        base = folder / "killed"
+        for earlier in list(STEPS)[: list(STEPS).index(stage)]:
+            shutil.copytree(whole / "run" / earlier, base / "run" / earlier)
+        row = found.setdefault(stage, {"rounds": 0, "kills": 0, "same": 0, "left": 0})
+        for _ in range(chance.randint(1, 3)):
+            row["kills"] += forked(stage, base, chance.uniform(0, seconds[stage])) is None
+        forked(stage, base)
+        names = {path.name for path in (base / "run" / stage).iterdir()}
+        left = {n for n in names if not (whole / "run" / stage / n).exists() and "events" not in n}
+        left |= {path.name for path in (base / "data").rglob("*.partial-*")}
+        row["rounds"] += 1
+        row["left"] += bool(left)
+        row["same"] += contents(base / "run" / stage) == contents(whole / "run" / stage)
+        shutil.rmtree(base)
+    return found
+
+
+def forked(stage, base, kill_after=None):
+    """Run a step in a process of its own; -> its seconds, None if it was killed."""
+    fork = multiprocessing.get_context("fork")
+    process, began = fork.Process(target=step_or_exit, args=(stage, base)), time.monotonic()
+    process.start()
+    process.join(kill_after)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return None
+    assert process.exitcode == 0, stage
+    return time.monotonic() - began
+
+
+def step_or_exit(stage, base):
+    code, _, error = step(stage, base, "--resume")
+    if code:
+        print(error, file=sys.stderr)
+    raise SystemExit(code)
+
+
+def print_table(rows):
+    columns = list(next(iter(rows.values())))
+    print(f"\n{'':36}", *(f"{name:>10}" for name in columns))
+    for name, row in rows.items():
+        print(f"{name:36}", *(f"{row[column]:10}" for column in columns))
+    print(f"{'all':36}", *(f"{sum(row[column] for row in rows.values()):10}" for column in columns))
+
+
+def main(argv=None):
+    args = parse(argv)
+    torch.set_num_threads(1)
+    training.LOOK_SECONDS = training.SAVE_SECONDS = scoring.SAVE_SECONDS = -1
+    for name in ("add_figure", "add_pr_curve", "add_embedding"):
+        setattr(SummaryWriter, name, lambda *arguments, **options: None)
+    chance, result = random.Random(args.seed), {}
+    if args.json and args.json.exists():
+        result = json.loads(args.json.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as folder:
+        if args.kills:
+            result["kills"] = kills(Path(folder), args.kills, chance)
+            print_table(result["kills"])
+        if args.cases:
+            result["sweep"], faults = sweep(Path(folder), args.cases, chance)
+            print_table(result["sweep"])
+            print(*faults, sep="\n")
+    result |= {"seed": args.seed, "versions": versions()}
+    if args.json:
+        write_json(args.json, result)
+
+
+if __name__ == "__main__":
+    main()
