@@ -126,7 +126,7 @@ def test_metrics_have_one_line_an_epoch(folder_run, stage):
 def test_a_model_file_loads_as_plain_data_and_says_how_to_use_it(digits_run, stage):
     model = model_of(digits_run / stage)
     names = ["format", "arch", "classes", "normalisation", "input_size", "state_dict"]
-    assert sorted(model) == sorted([*names, "metrics", "parent"])
+    assert sorted(model) == sorted([*names, "library", "metrics", "parent"])
     assert model["classes"] == [str(digit) for digit in range(10)]
     assert model["input_size"] == 8
     assert model["arch"] == {"name": "resnet8", "num_classes": 10}
