@@ -3,13 +3,18 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test check gpu-check clean
+.PHONY: demo lab tensorboard test check gpu-check clean
 
-demo: $(VENV)/installed
-	$(BIN)/python main.py --preset demo --overwrite
-	$(BIN)/python make_sample_data.py --preset demo --overwrite
-	$(BIN)/python student_train.py --preset demo --overwrite
-	$(BIN)/python main.py --preset demo --student-network True --overwrite
+# What is finished stays; `make demo FLAGS=--overwrite` starts anew.
+demo lab: FLAGS = --resume
+demo lab: $(VENV)/installed
+	$(BIN)/python main.py --preset $@ $(FLAGS)
+	$(BIN)/python make_sample_data.py --preset $@ $(FLAGS)
+	$(BIN)/python student_train.py --preset $@ $(FLAGS)
+	$(BIN)/python main.py --preset $@ --student-network True $(FLAGS)
+
+tensorboard: $(VENV)/installed
+	$(BIN)/tensorboard --logdir runs
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

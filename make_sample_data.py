@@ -56,7 +56,7 @@ import numpy as np
 import torch
 
 import distributed
-from data import LeakGuard, draw, open_pool, selection
+from data import LeakGuard, draw, open_pool, reopen_pool, selection
 from presets import PRESETS
 from report import diagnostics, tables
 from report.board import Board
@@ -81,10 +81,12 @@ def main(argv=None):
     distributed.start()
     device = set_up_device(args.device, args.deterministic)
     stage = open_stage(flags.run_dir(args) / stage_name(args), args.resume, args.overwrite)
-    if stage is None:
-        return
     if args.export:
         selection.check_export(args.export)
+    if stage is None:
+        if args.export:
+            export_finished(args)
+        return
     job = prepare(args, stage, device)
     walk = scoring.Walk(job)
     with running(stage, job.config, Board) as log:
@@ -97,7 +99,8 @@ def main(argv=None):
         result = result_of(job, rows, scored)
         show(job, log.board, rows, scored.selector.histogram.cpu())
         if args.export:
-            export(job, args.export, rows)
+            classes = job.teacher.classes
+            export(job.pool, classes, args.export, rows.position, rows.label, rows.rank)
         names = ("preset", "dataset", "seed", "p", "k", "min_score", "strategy")
         log.finish(result, {name: job.config[name] for name in names})
     sources = {source.name: len(source) for source in job.pool.sources}
@@ -253,11 +256,21 @@ def show(job, board, rows, histogram):
         board.near_duplicates(pairs, pool.images, guard.images)
 
 
-def export(job, folder, rows):
-    """Write the selection as class folders."""
-    pool, at = job.pool, rows.position
-    pictures = ((pool.file_of(i), pool.images[torch.tensor([i])][0].numpy()) for i in at)
-    selection.export(folder, job.teacher.classes, pictures, rows.label, rows.rank)
+def export(pool, classes, folder, position, label, rank):
+    """Write a selection as class folders."""
+    pictures = ((pool.file_of(i), pool.images[torch.tensor([i])][0].numpy()) for i in position)
+    selection.export(folder, classes, pictures, label, rank)
+
+
+def export_finished(args):
+    """Write the selection of a finished stage as class folders."""
+    stage = read_stage(flags.run_dir(args) / stage_name(args), "samples")
+    settings = inherit(flags.shared(args), stage.config)
+    labelled, split = load_dataset(settings, stage.config)
+    pool = reopen_pool(stage.config, settings["data_dir"], labelled, split)
+    names, label, _, rank = selection.read_selection(stage.product, len(labelled.classes))
+    export(pool, labelled.classes, args.export, pool.positions(names), label, rank)
+    print(f"its selection is exported to {args.export}")
 
 
 if __name__ == "__main__":

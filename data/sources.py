@@ -3,6 +3,7 @@
 import glob
 import hashlib
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -92,7 +93,8 @@ def open_sources(specs, data_dir, input_size, labelled=None, split=None):
     """Open the sources in the order given, each under a name of its own; -> [Source]
 
     specs: heldout (needs `labelled` and `split`), cifar10, tiny-imagenet, stl10, patches, the path
-        of a folder, or a path or glob pattern of tar shards that ends in .tar
+        of a folder, or a path, a glob pattern or a range such as {000..009} of tar shards that
+        ends in .tar
     Several processes (see distributed.py) each decode a part of the blocks.
     Raises ValueError or FileNotFoundError for a source that cannot be used, ConnectionError for a
     download that fails, OSError where the cache cannot be written.
@@ -228,11 +230,22 @@ def _folder(name, folder, data_dir, size):
 
 def _tars(spec, data_dir, size):
     path = os.path.expanduser(spec)
-    shards = [path] if os.path.isfile(path) else [p for p in glob.glob(path) if os.path.isfile(p)]
+    shards = [path]
+    if not os.path.isfile(path):
+        shards = [p for one in _numbered(path) for p in glob.glob(one) if os.path.isfile(p)]
     if not shards:
         raise FileNotFoundError(f"no tar shard matches {spec!r}; check the path, quote the pattern")
     name = Path(path).stem if shards == [path] else Path(shards[0]).resolve().parent.name
     return _of_listing(_shown(name), "tar", path, list_tars(shards), data_dir, size)
+
+
+def _numbered(path):
+    """webdataset's {000000..000009} as the ten paths it stands for."""
+    found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path)
+    if not found:
+        return [path]
+    before, first, last, after = found.groups()
+    return [f"{before}{n:0{len(first)}}{after}" for n in range(int(first), int(last) + 1)]
 
 
 def _of_listing(name, kind, path, listing, data_dir, size):

@@ -15,10 +15,10 @@ class Split:
     heldout: torch.Tensor
 
 
-def split(labels, seed, labels_per_class=None, val_per_class=0):
+def split(labels, seed, labels_per_class=None, val_per_class=0, classes=None):
     """Cut a training set into labelled, validation and held-out images.
 
-    labels: int64 (N,), in canonical order;  seed: 0 .. 2**32 - 1
+    labels: int64 (N,), in canonical order;  seed: 0 .. 2**32 - 1;  classes: names, for the error
     -> Split with, of every class, val_per_class validation images, labels_per_class labelled ones
     (None: all the others, so that none are held out), and the rest held out
 
@@ -37,8 +37,9 @@ def split(labels, seed, labels_per_class=None, val_per_class=0):
     for label in range(int(labels.max()) + 1):
         members = np.flatnonzero(labels == label)
         if len(members) < needed:
+            name = classes[label] if classes else label
             raise ValueError(
-                f"class {label} has {len(members)} training images, {needed} are needed "
+                f"class {name} has {len(members)} training images, {needed} are needed "
                 f"(--labels-per-class {labels_per_class or 'all'}, at least 1, and --val-per-class "
                 f"{val_per_class}); lower one of them"
             )

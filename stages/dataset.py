@@ -28,7 +28,8 @@ def load_dataset(settings, earlier=None, classes=None):
             f"made; name its --data-dir, or start from step 1 with --overwrite"
         )
     per_class = settings["labels_per_class"], settings["val_per_class"]
-    return labelled, split(labelled.train.labels, settings["seed"], *per_class)
+    seed, names = settings["seed"], labelled.classes
+    return labelled, split(labelled.train.labels, seed, *per_class, classes=names)
 
 
 def normalisation_of(images):

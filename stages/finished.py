@@ -50,8 +50,11 @@ def read_stage(folder, *stages):
     product, command = STAGES[stages[0]]
     if state_of(folder) != "finished":
         what = "is not there" if not folder.exists() else "is not finished (no result.json)"
+        done = sorted(folder.parent.parent.glob(f"*/{stages[0]}/result.json"))
+        runs = ", ".join(f"--run-dir {path.parent.parent}" for path in done)
         raise FileNotFoundError(
             f"{folder} {what}: run `{command}` for this run folder first, or name another stage"
+            f"{f' ({runs})' if runs else ''}"
         )
     config = read_record(folder / "config.json")
     if config["stage"] not in stages:

@@ -148,7 +148,8 @@ def answer_early(parse, stage_name):
     args = parse(None)
     with suppress(ValueError, OSError):  # the program itself will say what is wrong
         folder = run_dir(args) / stage_name(args)
-        if next_action(folder, args.resume, args.overwrite) == "nothing":
+        nothing = next_action(folder, args.resume, args.overwrite) == "nothing"
+        if nothing and not getattr(args, "export", None):
             check_stage(folder)
             if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
                 print(finished_already(folder))

@@ -210,7 +210,7 @@ def test_safetensors_serve_wherever_a_checkpoint_does(publish, folder_run, tmp_p
     assert theirs == ours
     assert step("teacher", tmp_path / "run", SMALL, "--weights", path) == 0
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="damaged|truncated"):
+    with pytest.raises(ValueError, match=r"damaged|truncated"):
         checkpoint.load(path)
 
 

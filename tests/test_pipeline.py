@@ -382,6 +382,12 @@ def test_a_student_learns_soft_labels(folder_run, run_before, stage_flags, step,
     assert "--save-scores" in capsys.readouterr().err
 
 
+def test_a_stage_that_is_not_there_names_the_runs_that_have_one(folder_run, tmp_path, step, capsys):
+    shutil.copytree(folder_run, tmp_path / "demo")
+    assert step("samples", tmp_path / "cifar100") == 2
+    assert f"--run-dir {tmp_path / 'demo'}" in capsys.readouterr().err
+
+
 # --- step 2's flags -----------------------------------------------------------------------------
 
 
@@ -470,7 +476,7 @@ def test_min_score_leaves_out_what_lies_below_it(select, tagged_pool):
     assert 0 < len(score) == (scores >= np.float32(bar)).sum() < scores.size
 
 
-def test_the_export_has_the_selection_as_class_folders(select, tagged_pool, tmp_path):
+def test_the_export_has_the_selection_as_class_folders(select, tagged_pool, tmp_path, step):
     out = tmp_path / "out"
     samples = select("--unlabeled", tagged_pool, "heldout", "--k", 3, "--p", 4, "--export", out)
     images, label, _, rank = selection_of(samples)
@@ -483,6 +489,9 @@ def test_the_export_has_the_selection_as_class_folders(select, tagged_pool, tmp_
         assert cv2.imread(str(path)).shape == (8, 8, 3)
         if name.startswith("found/"):  # a file of its own: copied as it is
             assert path.read_bytes() == (tagged_pool / name.removeprefix("found/")).read_bytes()
+    again = tmp_path / "again"  # of the finished stage
+    assert step("samples", samples.parent, "--resume --export", again) == 0
+    assert {path.relative_to(again).as_posix() for path in again.rglob("*.*")} == files.keys()
 
 
 @pytest.fixture

@@ -423,6 +423,17 @@ def test_tar_shards_equal_the_folder(tmp_path):
     assert one.name == "shard-1" and len(one) == 3
 
 
+def test_a_range_of_shards_is_those_it_names(tmp_path):
+    for number in range(4):
+        with tarfile.open(tmp_path / f"part-{number:03d}.tar", "w") as archive:
+            content = encode(picture(number))
+            member = tarfile.TarInfo(f"{number}.png")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    (source,) = open_sources([tmp_path / "part-{001..003}.tar"], tmp_path, 8)
+    assert [name.split("/")[-1] for name in source.names] == ["1.png", "2.png", "3.png"]
+
+
 def test_cut_shards_give_what_lies_before_the_cut(tmp_path):
     folder = tmp_path / "pool"
     for seed in range(6):
