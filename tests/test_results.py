@@ -1,0 +1,43 @@
+"""What RESULTS.md and README.md say of the study is what results/runs.csv holds."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import claims
+from report.rows import read_rows
+from report.study_page import write_page
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+PRESETS = sorted({row["preset"] for row in read_rows(RESULTS / "runs.csv")})
+# In the texts the study's numbers stand between these lines.
+STUDY = re.compile(r"<!-- study -->(.*?)<!-- end of study -->", re.DOTALL)
+
+
+def numbers(text):
+    """Those with two decimals, as every accuracy and difference of the study is written."""
+    return set(re.findall(r"\d+\.\d\d\b", text))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_committed_verdicts_are_those_of_the_committed_rows(tmp_path, preset):
+    rows = read_rows(RESULTS / "runs.csv")
+    write_page(tmp_path, preset, claims.claims(preset), rows, claims.TUNING)
+    made = (tmp_path / "verdicts.md").read_text(encoding="utf-8")
+    assert made == (RESULTS / "verdicts.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["README.md", "RESULTS.md"])
+def test_every_number_of_the_study_is_in_the_verdicts(name):
+    parts = STUDY.findall((ROOT / name).read_text(encoding="utf-8"))
+    backed = numbers((RESULTS / "verdicts.md").read_text(encoding="utf-8"))
+    said = numbers("".join(parts))
+    assert said and said <= backed, f"not in results/verdicts.md: {sorted(said - backed)}"
+
+
+def test_every_claim_of_the_study_has_its_section_in_the_results():
+    text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    for claim in claims.claims("study"):
+        assert f"results/verdicts.md#{claim.name}" in text, claim.name
