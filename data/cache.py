@@ -90,7 +90,10 @@ def _load(folder):
                 return None
         return Block(
             unreadable={int(index): reason for index, reason in meta["unreadable"].items()},
-            **{Path(file).stem: np.load(folder / file, mmap_mode="r") for file in meta["bytes"]},
+            **{
+                Path(file).stem: np.lib.format.open_memmap(folder / file, "r")
+                for file in meta["bytes"]
+            },
         )
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
         return None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pickle
 import shutil
 import sys
@@ -16,7 +17,7 @@ from conftest import words_of
 import export
 import main
 import predict
-from data import write_json
+from data import load_labelled, write_json
 from stages import flags, records, signals, training
 
 STAGES = ("teacher", "samples", "student", "finetuned")
@@ -325,9 +326,17 @@ def test_a_payload_leaves_no_trace_wherever_a_file_is_read(
     trace, image = tmp_path / "trace", folder_data / "test" / "ant" / "0.png"
     for stage in STAGES:
         older(run_copy / stage)  # no hash stands before the reader
-    data = shutil.copytree(folder_data, tmp_path / "data")
+    data = shutil.copytree(folder_data, tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
+    load_labelled("folder", data, 8)  # fills the cache, whose names depend on the place
+    cached = list(data.rglob("images.npy"))
     for path in data.rglob("*.npy"):
+        size = path.stat().st_size
         hostile(kind, path, trace)
+        os.truncate(path, max(size, path.stat().st_size))
+        meta = json.loads((path.parent / "meta.json").read_text())
+        meta["bytes"][path.name] = path.stat().st_size  # the size is no protection either
+        write_json(path.parent / "meta.json", meta)
+    payloads = [path.read_bytes() for path in cached]
     for name in ("model.pt", "scores.npz"):
         for path in run_copy.rglob(name):
             hostile(kind, path, trace)
@@ -340,6 +349,7 @@ def test_a_payload_leaves_no_trace_wherever_a_file_is_read(
     hostile(kind, run_copy / "teacher" / "resume.pt", trace)
     own = (*stage_flags["teacher"], "--data-dir", data)
     assert step("teacher", run_copy, *own, "--resume") == 2
+    assert cached and payloads != [path.read_bytes() for path in cached]  # read, and built again
     assert not trace.exists()
 
 
