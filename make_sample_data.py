@@ -3,7 +3,7 @@
     python make_sample_data.py                # RUN/teacher -> RUN/samples
     python make_sample_data.py --unlabeled heldout path/to/photos --k 500
 
-Expect   --preset demo: 600 images, 99 % of the labels right, at once.  --preset lab: 20,000 images,
+Expect   --preset demo: 600 images, 81 % of the labels right, at once.  --preset lab: 20,000 images,
          35 % right, in a minute on two cores.  RESULTS.md has every number.
 Reads    RUN/teacher; the pools (downloaded to datasets/ on first use)
 Writes   RUN/samples: config.json, selection.csv, scores.npz, skipped.csv, TensorBoard's events,
