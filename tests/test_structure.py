@@ -15,6 +15,7 @@ SCRIPTS = {"main", "make_sample_data", "student_train", "predict", "export"}
 # Every module and room of the house, and which others it may import.
 PLAN = {script: LIBRARY | {"stages", "report"} for script in SCRIPTS} | {
     "hubconf": {"models"},
+    "lab": LIBRARY | SCRIPTS | {"stages", "report"},
     "stages": LIBRARY,
     "report": LIBRARY,
     "ranking": {"topk"},
