@@ -253,7 +253,7 @@ def mean_and_sd(function):
     )
     _ask(abs(sd - statistics.variance(values)) > 1e-6, "that is the variance; take its root")
     _ask(abs(sd - statistics.stdev(values)) < 1e-6, "the standard deviation is wrong")
-    print("right")
+    print("right: divided by n - 1, and the root taken")
 
 
 def verdict(ours, rival, differences, answer):
