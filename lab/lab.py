@@ -381,7 +381,7 @@ for number, change in enumerate(["none", *changes[: 1 if QUICK else None]]):
 # **Expect** with K = 15 all labels right, but 5 to 40 of 150 rows patches; with K = 100 95 to 99
 # % right and 110 to 170 patches; with P = 1 as well, a little more right, but classes that stay
 # short of 100 (the least has 70 to 100); with a least score of 0.95 only 100 to 250 rows, a class
-# with none or one of them, and 15 to 75 patches all the same. The letters take fewer than 15
+# with none or one of them, and 15 to 75 patches all the same. The letters take fewer than 20
 # places.
 #
 # **Explain.** In a sentence each: what does P do, what does K do, and why does neither a small K
