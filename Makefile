@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo lab tensorboard test check gpu-check clean
+.PHONY: demo lab tensorboard test check lab-check gpu-check clean
 
 # What is finished stays; `make demo FLAGS=--overwrite` starts anew.
 demo lab: FLAGS = --resume
@@ -23,6 +23,11 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not slow"
+
+# The lab's solutions, from top to bottom, as a student would run them.
+lab-check: $(VENV)/installed-dev
+	rm -rf runs/lab-check
+	LAB_RUN=runs/lab-check $(BIN)/jupyter execute lab/solutions.ipynb
 
 # On a machine with a GPU, again and again: each call takes ten minutes at most and goes on where the
 # last one stopped.  It uses the Python at hand and that one's torch.  See benchmarks/gpu_check.py.

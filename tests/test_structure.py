@@ -18,6 +18,7 @@ PLAN = {script: LIBRARY | {"stages", "report"} for script in SCRIPTS} | {
     "study": {"claims", "stages", "report"},
     "claims": {"presets", "stages", "report"},
     "hubconf": {"models"},
+    "lab": LIBRARY | SCRIPTS | {"stages", "report"},
     "stages": LIBRARY,
     "report": LIBRARY,
     "ranking": {"topk"},
