@@ -55,7 +55,7 @@ from lab import checks
 from report import figures
 from stages import checkpoint
 from stages.dataset import load_dataset
-from stages.finished import read_json
+from stages.records import read_record
 
 SEED = 2  # the start of all random numbers; take your seat number, to have one of your own
 RUN = Path(os.environ.get("LAB_RUN", "runs/class")) / f"seed-{SEED}"
@@ -70,7 +70,7 @@ def run(script, run, *flags):
 
 def dataset_of(stage):
     """The labelled images that a finished stage works with, and how they are split."""
-    config = read_json(stage / "config.json")
+    config = read_record(stage / "config.json")
     return load_dataset(config, config)
 
 
@@ -301,7 +301,7 @@ checks.ranking(select)
 
 # %%
 run(make_sample_data, RUN)
-config = read_json(RUN / "samples" / "config.json")
+config = read_record(RUN / "samples" / "config.json")
 pool = open_pool(
     config["unlabeled"], config["data_dir"], config["input_size"], labelled, split
 )  # fmt: skip
@@ -371,7 +371,7 @@ for number, change in enumerate(changes[: 1 if QUICK else None]):
 print(f"{'rows':>5} {'least of a class':>17} {'right, if known':>16} {'no digit':>9}")
 for number, change in enumerate(["none", *changes[: 1 if QUICK else None]]):
     samples = RUN / (f"change-{number - 1}" if number else "") / "samples"
-    result = read_json(samples / "result.json")
+    result = read_record(samples / "result.json")
     kept = selection.read_selection(samples / "selection.csv", 10)[0]
     alien = sum(not name.startswith("heldout") for name in kept)
     least, right = min(result["per_class_counts"]), result["pseudo_label_accuracy"]
@@ -409,7 +409,7 @@ for number, change in enumerate(["none", *changes[: 1 if QUICK else None]]):
 run(student_train, RUN, SHORT)
 run(main, RUN, "--student-network True", SHORT)
 steps = {"teacher": "step 1", "student": "step 3", "finetuned": "step 4"}
-top1 = {name: read_json(RUN / name / "result.json")["test_top1"] for name in steps}
+top1 = {name: read_record(RUN / name / "result.json")["test_top1"] for name in steps}
 
 # %% [markdown]
 # **Task.** How many points did step 3 give over the teacher, and how many did step 4 add?
@@ -502,7 +502,7 @@ tested = {name: [] for name in ("teacher", "labels only", *KS)}
 
 
 def test_top1(stage):
-    return read_json(stage / "result.json")["test_top1"]
+    return read_record(stage / "result.json")["test_top1"]
 
 
 for seed in SEEDS:
