@@ -17,7 +17,7 @@ tensorboard: $(VENV)/installed
 	$(BIN)/tensorboard --logdir runs
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

@@ -81,12 +81,12 @@ def main(argv=None):
     distributed.start()
     device = set_up_device(args.device, args.deterministic)
     stage = open_stage(flags.run_dir(args) / stage_name(args), args.resume, args.overwrite)
-    if args.export:
-        selection.check_export(args.export)
     if stage is None:
-        if args.export:
+        if args.export and not args.export.exists():
             export_finished(args)
         return
+    if args.export:
+        selection.check_export(args.export)
     job = prepare(args, stage, device)
     walk = scoring.Walk(job)
     with running(stage, job.config, Board) as log:

@@ -92,13 +92,13 @@ def rebuild(state, source):
         model.load_state_dict(state["state_dict"])
         numbers = [state["normalisation"][name] for name in ("mean", "std")]
         same = torch.tensor(numbers, dtype=torch.float64).shape == (2, 3)
-        same &= len(state["classes"]) == model.fc.out_features
+        same &= len(state["classes"]) == head_of(model)[1].out_features
         if not (same and int(state["input_size"]) > 0):
             raise ValueError("the numbers do not fit together")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{source}: its weights, classes or normalisation are not those of a network "
-            f"{str(state['arch'])[:80]}; make it anew or name another file"
+            f"{str(state['arch'])[:80]} ({str(error)[:200]}); make it anew or name another file"
         ) from error
     _check_finite(model, source)
     return model
