@@ -4,8 +4,9 @@
     model = torch.hub.load(REPO, "resnet20", weights="resnet20_cifar100-1a2b3c4d.pth")
 
 REPO is this repository: "owner/name" on GitHub, or a folder together with source="local".
-`torch.hub.list(REPO)` names the entry points and `torch.hub.help(REPO, name)` describes one.  They
-need torch and torchvision and nothing else.
+`torch.hub.list` and `torch.hub.help` name and describe the entry points of a repository on GitHub;
+they take no folder: there, `dir()` and `help()` of this module do.  They need torch and torchvision
+and nothing else.
 """
 
 import importlib.util

@@ -160,7 +160,9 @@ def print_summary(args, job, result):
     folder, step_1 = job.stage.folder, job.stage.name == "teacher"
     title = "step 1: the teacher is trained" if step_1 else "step 4: the student is fine-tuned"
     trained_on = f"{len(job.labels):,} labelled images, {tables.length(job.recipe)}"
-    rows = tables.training_summary(result, trained_on, len(job.val.labels), folder)
+    rows = tables.training_summary(
+        result, trained_on, len(job.val.labels), folder, len(job.classes)
+    )
     if step_1:
         rows.append(("next", flags.next_command("make_sample_data.py", args)))
         tables.print_table(title, rows)

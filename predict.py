@@ -8,6 +8,7 @@ Reads    image files, folders of any depth, patterns of file names; a stage's fo
          an exported file, or published weights (downloaded on first use)
 Writes   to the screen; with --tensorboard also the pictures with their predictions
 
+Of an image in a folder that is named after a class the answer is marked right or wrong.
 A broken image is reported and the others go on.  Exit code 0 when an image was classified, 1 when
 none could be read, 2 for a bad flag or a name that leads to no image.
 """
@@ -174,7 +175,9 @@ def classify(classifier, paths, topk, batch_size):
         best = dict(zip(pictures, best_classes(classifier, pictures.values(), topk), strict=True))
         for path in batch:
             found = pictures.get(path), best.get(path), errors.get(path)
-            yield Prediction(printable(path), *found)
+            folder = Path(os.fsdecode(path)).parent.name
+            truth = folder if folder in classifier.classes else None
+            yield Prediction(printable(path), *found, truth)
 
 
 def best_classes(classifier, pictures, topk):

@@ -132,7 +132,9 @@ def print_summary(args, job, samples, result):
         f"{len(job.labels):,} rows of {samples.result['unique_images']:,} pool images, no true "
         f"label, {tables.length(job.recipe)}"
     )
-    rows = tables.training_summary(result, trained_on, len(job.val.labels), job.stage.folder)
+    rows = tables.training_summary(
+        result, trained_on, len(job.val.labels), job.stage.folder, len(job.classes)
+    )
     rows.append(("next", flags.next_command("main.py", args) + " --student-network True"))
     tables.print_table("step 3: the student is pre-trained", rows)
 

@@ -19,6 +19,14 @@ class Prediction(NamedTuple):
     picture: np.ndarray | None  # uint8 (S, S, 3), as the network saw it
     best: list | None  # [(class, probability)], falling
     error: str | None
+    truth: str | None = None  # the class, where the image lies in a folder named after one
+
+    @property
+    def mark(self):
+        """Whether the best class is the true one, as text; empty where that is not known."""
+        if self.truth is None or not self.best:
+            return ""
+        return "  (right)" if self.best[0][0] == self.truth else f"  (wrong: {self.truth})"
 
 
 def printable(path):
@@ -37,7 +45,7 @@ def print_table(predictions):
         classified += 1
         width = max(len(printable(name)) for name, _ in one.best)
         lines = [f"  {printable(name):<{width}} {100 * p:6.2f} %  {bar(p)}" for name, p in one.best]
-        text = "\n".join([one.name, *lines])
+        text = "\n".join([one.name + one.mark, *lines])
         print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
     return classified
 
@@ -58,6 +66,7 @@ def print_json(predictions):
             found = {"error": one.error}
         else:
             found = {"predictions": [{"class": c, "probability": p} for c, p in one.best]}
+            found |= {"truth": one.truth} if one.truth else {}
             classified += 1
         print(separator, json.dumps({"image": one.name, **found}), sep="\n", end="", flush=True)
         separator = ","

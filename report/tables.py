@@ -21,16 +21,17 @@ def length(recipe):
     return f"{recipe.epochs} epochs{passes}"
 
 
-def training_summary(result, trained_on, val_images, folder):
+def training_summary(result, trained_on, val_images, folder, classes=1000):
     """The rows for step 1, 3 or 4.
 
-    result: the content of result.json;  trained_on: text;  val_images: their number
+    result: the content of result.json;  trained_on: text;  val_images, classes: their numbers
     """
+    top5 = f", {result['test_top5']:.2f} % top-5" if classes > 5 else ""
     return [
         ("network", f"{result['model']}, {result['num_parameters']:,} parameters"),
         ("trained on", f"{trained_on}, {result['images_processed']:,} in all"),
         ("validation", f"{result['val_top1']:.2f} % top-1 of {val_images:,}"),
-        ("test", f"{result['test_top1']:.2f} % top-1, {result['test_top5']:.2f} % top-5"),
+        ("test", f"{result['test_top1']:.2f} % top-1{top5}"),
         ("time", _time(result)),
         ("written to", folder),
     ]

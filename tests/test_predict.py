@@ -92,6 +92,18 @@ def test_batches_change_nothing_and_keep_the_order(ask, stage, folder_data):
             assert probs[0] == pytest.approx(probs[1], abs=0.02)
 
 
+def test_images_in_class_folders_are_marked_right_or_wrong(ask, stage, folder_data, photos):
+    folder = folder_data / "test" / "bee"
+    found = json.loads(ask(folder, "--checkpoint", stage, "--json")[1])
+    assert all(one["truth"] == "bee" for one in found)
+    _, out, _ = ask(folder, "--checkpoint", stage, "--topk", 1)
+    heads = [line for line in out.splitlines() if line.startswith(str(folder))]
+    for one, head in zip(found, heads, strict=True):
+        right = one["predictions"][0]["class"] == "bee"
+        assert head.endswith("(right)" if right else "(wrong: bee)")
+    assert "truth" not in json.loads(ask(photos, "--checkpoint", stage, "--json")[1])[0]
+
+
 def test_files_folders_and_patterns(ask, stage, photos):
     def names(*arguments):
         out = ask(*arguments, "--checkpoint", stage, "--json")[1]

@@ -37,6 +37,11 @@ def test_the_table_of_a_training(capsys):
     assert capsys.readouterr().out == TRAINING
 
 
+def test_of_five_classes_the_five_best_are_all():
+    rows = dict(training_summary(TRAINED, "", 1, Path("runs"), 5))
+    assert rows["test"] == "92.15 % top-1"
+
+
 SELECTED = {
     "scored": 1_305,
     "skipped": 8,
