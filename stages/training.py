@@ -156,6 +156,8 @@ def train_and_log(job, log, state, images, val, augment, saved):
             rate = (state.images - epoch_from) / seconds
             if log:
                 log.epoch({**metrics, "seconds": seconds, "images_per_second": rate})
+                if bar.disable:  # no terminal: a file, a notebook, a job of a cluster
+                    print(_epoch_line(metrics, job.recipe.epochs, rate), flush=True)
             epoch_began, epoch_from = time.monotonic(), state.images
         # Asked once: a signal after this belongs to the next look.  All processes stop together.
         signum = distributed.largest(signals.interruption() or 0)
@@ -168,6 +170,13 @@ def train_and_log(job, log, state, images, val, augment, saved):
             signals.stop(bar, job.stage.folder, signum)
     bar.close()
     return metrics, spent + time.monotonic() - began
+
+
+def _epoch_line(metrics, epochs, rate):
+    top1 = metrics["val_top1"]
+    validation = "" if top1 is None else f", validation {top1:.2f} %"
+    loss = metrics["train_loss"]
+    return f"epoch {metrics['epoch']} of {epochs}: loss {loss:.3f}{validation}, {rate:.0f} images/s"
 
 
 def _save(job, log, state, metrics, seconds):

@@ -388,6 +388,16 @@ def test_a_stage_that_is_not_there_names_the_runs_that_have_one(folder_run, tmp_
     assert f"--run-dir {tmp_path / 'demo'}" in capsys.readouterr().err
 
 
+def test_without_a_terminal_every_epoch_prints_a_line(folder_flags, tmp_path, step, quick, capsys):
+    assert step("teacher", tmp_path, *folder_flags, "--epochs 3") == 0
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("epoch ")]
+    metrics = (tmp_path / "teacher" / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == len(metrics) == 3
+    for number, (line, row) in enumerate(zip(lines, map(json.loads, metrics), strict=True), 1):
+        said = f"loss {row['train_loss']:.3f}, validation {row['val_top1']:.2f} %"
+        assert line.startswith(f"epoch {number} of 3: {said}, ")
+
+
 # --- step 2's flags -----------------------------------------------------------------------------
 
 
