@@ -30,11 +30,12 @@ def test_the_committed_verdicts_are_those_of_the_committed_rows(tmp_path, preset
 
 
 @pytest.mark.parametrize("name", ["README.md", "RESULTS.md"])
-def test_every_number_of_the_study_is_in_the_verdicts(name):
+def test_every_number_of_the_study_is_that_of_a_verdict_or_a_run(name):
     parts = STUDY.findall((ROOT / name).read_text(encoding="utf-8"))
-    backed = numbers((RESULTS / "verdicts.md").read_text(encoding="utf-8"))
+    files = (RESULTS / name for name in ("verdicts.md", "runs.csv"))
+    backed = set().union(*(numbers(file.read_text(encoding="utf-8")) for file in files))
     said = numbers("".join(parts))
-    assert said and said <= backed, f"not in results/verdicts.md: {sorted(said - backed)}"
+    assert said and said <= backed, f"neither a verdict nor a run: {sorted(said - backed)}"
 
 
 def test_every_claim_of_the_study_has_its_section_in_the_results():
