@@ -10,7 +10,7 @@ Every number is percent top-1, every difference points.  The figures of the pape
 tables, or read off its plots to about 0.05.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from presets import PRESETS, Preset
 from report.statistics import Difference, NoGain, Peak, Same, Test, Trend
@@ -45,7 +45,7 @@ class Claim:
     plot: Plot
     seeds: int = 3  # registered: 0, 1, ..
     toy: str = ""  # why the scale is too far from the paper's to touch its statement
-    unfit: tuple[str, ...] = field(default=())  # presets that it makes no sense for
+    unfit: tuple[str, ...] = ()  # presets that it makes no sense for
 
 
 def base(name):

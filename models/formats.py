@@ -32,10 +32,10 @@ def write_onnx(content, path):
     runtime = needed("onnxruntime", "this format")
     model, side = rebuild(content, path).eval(), content["input_size"]
     images = torch.randn(10, 3, side, side, generator=torch.Generator().manual_seed(0))
-    batch = {"images": {0: torch.export.Dim("batch", min=1)}}
     torch.onnx.export(
         model, (images[:2],), path, input_names=["images"], output_names=["logits"],
-        dynamic_shapes=tuple(batch.values()), dynamo=True, external_data=False, verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), dynamo=True, external_data=False,
+        verbose=False,
     )  # fmt: skip
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": images.numpy()})

@@ -70,7 +70,7 @@ class Board:
                 self._writer.add_scalar(tag, metrics[name], metrics["epoch"])
 
     def hparams(self, hparams, result):
-        """A line in the table of runs, accuracies first; all of result.json as text."""
+        """A line in the table of runs, settings and accuracies; all of result.json as text."""
         kinds = (int, float, str, bool)
         plain = {k: v if isinstance(v, kinds) else str(v) for k, v in hparams.items()}
         numbers = {

@@ -14,8 +14,9 @@ code, commit            digest of the code that decides the numbers; the project
 """
 
 import csv
-import os
 from pathlib import Path
+
+from data import whole_file
 
 COLUMNS = ("identity", "key", "parent", "preset", "step", "seed", "arms", "settings", "images")
 COLUMNS += ("multiply_adds", "seconds", "val_top1", "test_top1", "selected", "labels_right")
@@ -40,15 +41,13 @@ def write_rows(path, rows):
     """Write the file whole or not at all, in an order that hangs on the rows alone."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     order = sorted(
         rows, key=lambda r: (r["preset"], int(r["seed"]), STEPS.index(r["step"]), r["key"])
     )
-    with open(partial, "w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(order)
-    os.replace(partial, path)
 
 
 def row_of(run, result, config):

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data import write_text
+
 from .rows import accuracies, chain, last_rows
 from .statistics import Table, verdict_of
 from .study_figures import claim_figure, save_svg
@@ -29,7 +31,7 @@ def write_page(folder, preset, claims, rows, tuning):
         sections += _section(*judged[-1], table, rows, preset)
     spent = _spent([row for row in rows if row["preset"] == preset])
     lines = ["# Verdicts", "", _INTRODUCTION, "", spent, "", *_summary(judged), *sections]
-    Path(folder, "verdicts.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(Path(folder, "verdicts.md"), "\n".join(lines) + "\n")
     return judged
 
 
