@@ -21,7 +21,6 @@ Writes   with --json FILE: the rates in images/s, the ratios, the shares, the se
 import argparse
 import heapq
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -30,7 +29,6 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the programs do, before torch
 
 import cv2
 import numpy as np

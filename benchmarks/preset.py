@@ -16,7 +16,6 @@ Writes   with --json FILE: {preset, device, precision, epochs, measured: {teache
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the programs do, before torch
 
 import numpy as np
 import torch

@@ -19,7 +19,6 @@ Writes   with --json FILE: {"demo": {stage: {...}}, "pool": {...}, "answers": {.
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -86,8 +85,7 @@ def run(program, *flags):
     began = time.time()
     order = json.dumps([began, program, [*map(str, flags), "--device", "cpu", "--overwrite"]])
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, order], cwd=ROOT, capture_output=True, text=True,
-        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},  # as the programs do, see stages/flags.py
+        [sys.executable, "-c", PROGRAM, order], cwd=ROOT, capture_output=True, text=True
     )  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stderr)

@@ -21,12 +21,10 @@ Writes   with --json FILE: {model, input_size, batch_size, device, precision, th
 import argparse
 import gc
 import json
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the programs do, before torch
 
 import torch
 
