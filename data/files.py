@@ -6,7 +6,7 @@ import tarfile
 from array import array
 
 from .decode import DAMAGED_GZIP, has_image_suffix, open_shard
-from .listing import Listing
+from .listing import Listing, shown
 
 LOST = "truncated or damaged archive: the members after this are lost"
 
@@ -96,6 +96,11 @@ def class_folders(folder):
             shown = os.fsencode(name).decode("utf-8", "backslashreplace")
             raise ValueError(f"class folder '{shown}' in {str(folder)!r}: not UTF-8; rename it")
     return names
+
+
+def called(dataset, data_dir):
+    """What tables, titles and file names call a data set: `folder` by the name of its folder."""
+    return (dataset == "folder" and shown(os.path.basename(os.path.realpath(data_dir)))) or dataset
 
 
 def list_tars(shards):

@@ -20,7 +20,7 @@ from .decode import SHARD_SUFFIXES, checksums, fit_square, pixel_hash
 from .files import list_folder, list_tars
 from .images import Images
 from .labelled import load_labelled
-from .listing import MemorySource, Names, in_blocks
+from .listing import MemorySource, Names, in_blocks, shown
 from .whole_file import clear_abandoned, remove
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -219,7 +219,7 @@ def _path(spec, data_dir, size):
             f"unlabelled pool {spec!r} is neither a folder nor one of heldout, "
             f"{', '.join(NAMED)}, nor tar shards (*.tar, *.tar.gz)"
         )
-    return _folder(_shown(folder.resolve().name or "root"), folder, data_dir, size)
+    return _folder(shown(folder.resolve().name or "root"), folder, data_dir, size)
 
 
 def _folder(name, folder, data_dir, size):
@@ -240,7 +240,7 @@ def _tars(spec, data_dir, size):
         if shards == [path]
         else Path(shards[0]).resolve().parent.name
     )
-    return _of_listing(_shown(name), "tar", path, list_tars(shards), data_dir, size)
+    return _of_listing(shown(name), "tar", path, list_tars(shards), data_dir, size)
 
 
 def _numbered(path):
@@ -255,16 +255,11 @@ def _numbered(path):
 def _of_listing(name, kind, path, listing, data_dir, size):
     if not len(listing):
         raise ValueError(f"pool {name!r}: no images in {str(path)!r}; see --unlabeled in --help")
-    key = {"kind": kind, "path": _shown(os.path.abspath(path))}
+    key = {"kind": kind, "path": shown(os.path.abspath(path))}
     safe = "".join(c if c.isalnum() else "_" for c in name)[:40]
     cache = Cache(data_dir / "cache", safe, listing, key, size)
     inputs = {**key, "digest": listing.digest, "entries": len(listing)}
     return Source(name, listing.names, inputs, cache=cache)
-
-
-def _shown(path):
-    """A path or a part of it as text; bytes that are not UTF-8 become backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 NAMED = {"cifar10": _cifar10, "tiny-imagenet": _tiny_imagenet, "stl10": _stl10, "patches": _patches}

@@ -171,14 +171,14 @@ def test_a_run_begun_shows_what_there_is(run_before, capsys):
     assert f"written to {run / 'report.html'}" in capsys.readouterr().out
 
 
-def test_runs_side_by_side_show_what_differs(digits_run, folder_run, tmp_path):
+def test_runs_side_by_side_show_what_differs(digits_run, folder_run, folder_data, tmp_path):
     for run in (digits_run, folder_run):
         shutil.copytree(run / "teacher", tmp_path / run.parent.name / "teacher")
     write(*(tmp_path / run.parent.name for run in (digits_run, folder_run)))
     page = Page(tmp_path / "report.html")  # in the folder that they share
     assert len(page.all("article")) == 2 and len(page.all("select")) == 2
     rows = [text.split() for _, text in page.all("tr")]
-    assert ["dataset", "digits", "folder"] in rows
+    assert ["dataset", "digits", folder_data.name] in rows
     assert not [row for row in rows if row[:1] == ["seed"] and row[1:] == ["0", "0"]]
     ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
