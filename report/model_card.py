@@ -112,9 +112,9 @@ set was read once a stage, with the last weights."""
 
 
 def _data(config):
-    per_class = config["labels_per_class"]
+    name, per_class = called(config["dataset"], config["data_dir"]), config["labels_per_class"]
     amount = f"{per_class} images a class" if per_class else "all other training images"
-    return f"""- Data set `{called(config["dataset"], config["data_dir"])}`, images {config["input_size"]} px square.
+    return f"""- Data set `{name}`, images {config["input_size"]} px square.
 - Labelled: {amount}; {config["val_per_class"]} a class are validation images.
 - sha256 of labels and pixels: {config["inputs"]["labelled"]["pixels"]}"""
 

@@ -56,11 +56,8 @@ def run_facts(run, uid, name, command_of):
     """What the template says of a run.  uid: begins the ids of its elements"""
     config = next(iter(run.stages.values())).config
     facts = {"uid": uid, "name": name, "classes": run.classes, "steps": steps.steps(run)}
-    facts |= {
-        "dataset": called(config["dataset"], config["data_dir"]),
-        "seed": config["seed"],
-        "preset": config["preset"],
-    }
+    facts |= {"seed": config["seed"], "preset": config["preset"]}
+    facts["dataset"] = called(config["dataset"], config["data_dir"])
     facts["settings"] = steps.settings(run, command_of)
     facts["learning"] = steps.learning(run, uid) if run.metrics else None
     facts["selection"] = selected.selection(run, uid) if run.rows else None
