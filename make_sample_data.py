@@ -234,6 +234,7 @@ def result_of(job, rows, scored):
         "left_out": pool.count_skipped(),
         "copies_in_pool": pool.count_copies(),
         "copies_in_selection": len(kept) - len(np.unique(pool.checksums(kept), axis=0)),
+        "class_names": job.teacher.classes,
         "p": c["p"],
         "k": c["k"],
         **diagnostics.selection_facts(rows, number, c["k"]),

@@ -81,9 +81,8 @@ def load_labelled(name, data_dir, input_size, bare=True):
     if name == "digits":
         return _load_digits(input_size)
     if name == "folder":
-        return replace(
-            _load_folders(name, data_dir, data_dir, input_size), name=called(name, data_dir)
-        )
+        loaded = _load_folders(name, data_dir, data_dir, input_size)
+        return replace(loaded, name=called(name, data_dir))
     if name not in CIFAR:
         raise ValueError(f"unknown data set {name!r}; choose from {', '.join(LABELLED_SETS)}")
     class_name, count = CIFAR[name]
