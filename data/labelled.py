@@ -220,7 +220,7 @@ def canonical_order(labelled):
 
 
 def _without_test(whole, share, classes):
-    """LabelledImages as those for training and those for the test."""
+    """LabelledImages -> those for training and those for the test, which are cut from them."""
     order = canonical_order(whole)
     parts = cut_test(whole.labels.numpy(), share, classes)
     return [whole.subset(order[np.isin(order, part)]) for part in parts]
