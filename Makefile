@@ -3,15 +3,21 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo lab tensorboard test check lab-check gpu-check clean
+.PHONY: demo lab rival tensorboard test check lab-check gpu-check clean
 
 # What is finished stays; `make demo FLAGS=--overwrite` starts anew.
-demo lab: FLAGS = --resume
+demo lab rival: FLAGS = --resume
 demo lab: $(VENV)/installed
 	$(BIN)/python main.py --preset $@ $(FLAGS)
 	$(BIN)/python make_sample_data.py --preset $@ $(FLAGS)
 	$(BIN)/python student_train.py --preset $@ $(FLAGS)
 	$(BIN)/python main.py --preset $@ --student-network True $(FLAGS)
+
+# The fair rival of a finished run: `make rival RUN=runs/demo` trains its first network on the labels
+# alone, for as many images as the run processed, into runs/demo-rival.
+rival: $(VENV)/installed
+	command=$$($(BIN)/python -c "import pathlib, sys; from stages.whole_run import rival_of; \
+		print(rival_of(pathlib.Path(sys.argv[1])))" $(RUN)) && $(BIN)/$$command $(FLAGS)
 
 tensorboard: $(VENV)/installed
 	$(BIN)/tensorboard --logdir runs

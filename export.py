@@ -56,7 +56,7 @@ def main(argv=None):
             write(content, weights, "safetensors")
             write_json(args.out / "config.json", formats.hub_config(content))
         else:
-            weights = write_weights(content, stages[0].config["dataset"], args.out, args.format)
+            weights = write_weights(content, stages[0].result["dataset"], args.out, args.format)
             card = weights.with_suffix(".md")
         records = [(stage.config, stage.result) for stage in stages]
         text = model_card(weights.name, sha256_of_file(weights), content, records, args.licence)

@@ -172,7 +172,7 @@ def print_summary(args, job, result):
     tables.print_table(title, rows)
     files = {stage: folder.parent / stage / "result.json" for stage in STAGES}
     results = {stage: read_record(file) for stage, file in files.items() if file.exists()}
-    title = f"test top-1 of {job.config['dataset']}, seed {job.config['seed']}"
+    title = f"test top-1 of {result['dataset']}, seed {job.config['seed']}"
     tables.print_table(title, tables.accuracy_summary(results))
 
 

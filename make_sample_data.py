@@ -56,7 +56,7 @@ import numpy as np
 import torch
 
 import distributed
-from data import LeakGuard, draw, open_pool, reopen_pool, selection
+from data import LeakGuard, called, draw, open_pool, reopen_pool, selection
 from presets import PRESETS
 from report import diagnostics, tables
 from report.board import Board
@@ -224,7 +224,7 @@ def result_of(job, rows, scored):
     kept = np.unique(rows.position)
     return {
         "stage": job.stage.name,
-        "dataset": c["dataset"],
+        "dataset": called(c["dataset"], c["data_dir"]),
         "model": job.teacher.name,
         "seed": c["seed"],
         "num_parameters": sum(p.numel() for p in job.teacher.model.parameters()),
@@ -234,6 +234,7 @@ def result_of(job, rows, scored):
         "left_out": pool.count_skipped(),
         "copies_in_pool": pool.count_copies(),
         "copies_in_selection": len(kept) - len(np.unique(pool.checksums(kept), axis=0)),
+        "class_names": job.teacher.classes,
         "p": c["p"],
         "k": c["k"],
         **diagnostics.selection_facts(rows, number, c["k"]),

@@ -39,6 +39,7 @@ from . import selection
 from .augment import POLICIES, Augment, Normalise
 from .decode import Unreadable, checksums, decode, fit_square, pixel_hash, read_file
 from .duplicates import LeakGuard
+from .files import called
 from .images import Images
 from .labelled import LABELLED_SETS, LabelledImages, LabelledSet, load_labelled
 from .pool import Pool, draw, open_pool, reopen_pool

@@ -1,12 +1,14 @@
 """Bytes to pixels: decoding, the square crop, and the hashes that tell copies of an image."""
 
 import functools
+import gzip
 import hashlib
 import math
 import os
 import re
 import stat
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -98,6 +100,29 @@ def _jpeg_reduction(content, size):
 
 def _pixel_limit():
     return int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # set in data/__init__.py
+
+
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+DAMAGED_GZIP = EOFError, zlib.error, gzip.BadGzipFile  # what reading a compressed shard may raise
+
+
+class _Unpacked(gzip.GzipFile):
+    """A compressed file as it was before: seeking forwards unpacks, seeking backwards starts anew.
+
+    A kilobyte can claim to unpack to a megabyte, and a header of any length: a read is bounded.
+    """
+
+    def read(self, size=-1):
+        if not 0 <= size <= MAX_FILE_BYTES + 1:
+            raise ValueError(f"a read of {size} bytes")
+        return super().read(size)
+
+
+def open_shard(path, buffering=-1):
+    """A tar file, opened for reading; path: bytes"""
+    if path.endswith(b"gz"):
+        return _Unpacked(path)
+    return open(path, "rb", buffering)
 
 
 def read_file(path):

@@ -5,8 +5,8 @@ import stat
 import tarfile
 from array import array
 
-from .decode import has_image_suffix
-from .listing import Listing
+from .decode import DAMAGED_GZIP, has_image_suffix, open_shard
+from .listing import Listing, shown
 
 LOST = "truncated or damaged archive: the members after this are lost"
 
@@ -98,12 +98,19 @@ def class_folders(folder):
     return names
 
 
+def called(dataset, data_dir):
+    """What tables, titles and file names call a data set: `folder` by the name of its folder."""
+    return (dataset == "folder" and shown(os.path.basename(os.path.realpath(data_dir)))) or dataset
+
+
 def list_tars(shards):
-    """The image members of uncompressed tar files.
+    """The image members of tar files, some of which may be compressed (.tar.gz).
 
     shards: paths, read in bytewise order; members are in archive order
     -> Listing; names are shard/member.  Where a shard is cut off or damaged, the members before
     that place count, and one more unreadable entry, named after the shard, stands for the rest.
+    A compressed shard has no random access: listing unpacks it once, and so does every process that
+    decodes from it, from its beginning on; nothing is unpacked to the disk.
 
     Hidden members, and members without an image suffix, are no entries.
     Raises ValueError for a file that is not a tar archive, OSError for one that cannot be read.
@@ -141,14 +148,15 @@ def list_tars(shards):
 def _members(path):
     """The TarInfo of each member, and None at the end of an archive that is cut off or damaged."""
     refused = tarfile.TarError, ValueError, OverflowError, MemoryError  # a bad header raises any
-    try:
-        # "r:" refuses compression: the workers read members at their offsets.
-        archive = tarfile.open(path, "r:", encoding="utf-8", errors="surrogateescape")  # noqa: SIM115
-    except refused:
-        raise ValueError(
-            f"{os.fsdecode(path)!r} cannot be read as an uncompressed tar archive; make it again"
-        ) from None
-    with archive:
+    refused += DAMAGED_GZIP
+    with open_shard(path) as file:
+        try:
+            archive = tarfile.TarFile(fileobj=file, encoding="utf-8", errors="surrogateescape")
+        except refused:
+            kind = "a compressed" if path.endswith(b"gz") else "an uncompressed"
+            raise ValueError(
+                f"{os.fsdecode(path)!r} cannot be read as {kind} tar archive; make it again"
+            ) from None
         while True:
             try:
                 member = archive.next()
@@ -162,8 +170,8 @@ def _members(path):
                 break
             yield member
         # tarfile also stops, without an error, at a block that is neither a header nor zeros.
-        archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        file.seek(archive.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             yield None
 
 

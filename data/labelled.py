@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,14 @@ from models.download import downloading, require_answer, sha256_of_file
 
 from .cache import Cache
 from .decode import checksums, fit_square, pixel_hash
-from .files import class_folders, list_folder
+from .files import called, class_folders, list_folder
 from .images import Images
 from .listing import MemorySource
+from .splits import cut_test
 
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
 CIFAR = {"cifar100": ("CIFAR100", 100), "cifar10": ("CIFAR10", 10)}  # torchvision's class, classes
+TEST_SHARE = 0.2  # of the images of class folders without a test set
 MAX_UNREADABLE = 0.01  # of a labelled set; above this share the set itself is taken to be broken
 
 
@@ -69,7 +71,8 @@ def load_labelled(name, data_dir, input_size, bare=True):
         DATA_DIR/{train,test}/<class>/* where that has the right number of classes, else
         torchvision's archive, downloaded
     digits: scikit-learn's 1,797 handwritten digits, of which a fixed third is the test set
-    folder: DATA_DIR/{train,test}/<class>/*
+    folder: DATA_DIR/{train,test}/<class>/*; where there is no test, a fifth of every class of train
+        is the test set, which `inputs` says
 
     Raises ValueError or FileNotFoundError for data that cannot be used, ConnectionError for a
     download that fails.
@@ -78,7 +81,8 @@ def load_labelled(name, data_dir, input_size, bare=True):
     if name == "digits":
         return _load_digits(input_size)
     if name == "folder":
-        return _load_folders(name, data_dir, data_dir, input_size)
+        loaded = _load_folders(name, data_dir, data_dir, input_size)
+        return replace(loaded, name=called(name, data_dir))
     if name not in CIFAR:
         raise ValueError(f"unknown data set {name!r}; choose from {', '.join(LABELLED_SETS)}")
     class_name, count = CIFAR[name]
@@ -124,8 +128,8 @@ def _load_folders(name, root, data_dir, size, expected=None):
     """ROOT/{train,test}/<class>/*, with exactly `expected` classes unless that is None."""
     classes = _checked_classes(name, root, expected)
     position = {c: i for i, c in enumerate(classes)}
-    subsets, digest = [], {}
-    for subset in ("train", "test"):
+    subsets, digest, cut = [], {}, {}
+    for subset in ("train", "test") if (root / "test").is_dir() else ("train",):
         folder = root / subset
         present = [c for c in classes if (folder / c).is_dir()]
         listing = list_folder(folder, present)
@@ -138,13 +142,21 @@ def _load_folders(name, root, data_dir, size, expected=None):
         key = {"subset": subset, "path": str(folder.resolve())}
         cache = Cache(data_dir / "cache", f"{name}-{subset}", listing, key, size, hashes=True)
         subsets.append(_from_cache(cache, labels, names))
-    return _labelled_set(name, classes, subsets, "folder", root, digest)
+    if len(subsets) == 1:
+        cut = {"test": {"cut_from": "train", "share": TEST_SHARE}}
+        subsets = _without_test(*subsets, TEST_SHARE, classes)
+        warnings.warn(
+            f"no folder {str(root / 'test')!r}: {len(subsets[1])} images, {TEST_SHARE:.0%} of "
+            "every class of train, are the test set and not trained on",
+            stacklevel=2,
+        )
+    return _labelled_set(name, classes, subsets, "folder", root, digest, **cut)
 
 
 def _checked_classes(name, root, expected):
     """The class names of ROOT/train, sorted, once they and those of ROOT/test make sense."""
     for subset in ("train", "test"):
-        if not (root / subset).is_dir():
+        if not (root / subset).is_dir() and (subset == "train" or expected is not None):
             raise FileNotFoundError(
                 f"data set {name!r}: no folder {str(root / subset)!r}; put images at "
                 f"{str(root / subset / '<class>' / '*')!r} or choose another --data-dir"
@@ -161,7 +173,7 @@ def _checked_classes(name, root, expected):
             f"{str(root / 'train')!r} has {len(train)} class folder(s); put images of at least "
             "2 classes there, one folder each"
         )
-    if not test:
+    if not test and (root / "test").is_dir():
         raise ValueError(f"{str(root / 'test')!r} has no class folders; put test images there")
     if strangers := sorted(set(test) - set(train)):
         shown = ", ".join(map(repr, strangers[:5]))
@@ -207,31 +219,34 @@ def canonical_order(labelled):
     return torch.from_numpy(order)
 
 
-def _labelled_set(name, classes, subsets, kind, path, digest):
-    """subsets: LabelledImages for training and for the test;  kind, path, digest: of `inputs`"""
+def _without_test(whole, share, classes):
+    """LabelledImages -> those for training and those for the test, which are cut from them."""
+    order = canonical_order(whole)
+    parts = cut_test(whole.labels.numpy(), share, classes)
+    return [whole.subset(order[np.isin(order, part)]) for part in parts]
+
+
+def _labelled_set(name, classes, subsets, kind, path, digest, **more):
+    """subsets: LabelledImages for training and for the test;  the others: of `inputs`"""
     pixels = hashlib.sha256()
     for subset in subsets:
         pixels.update(subset.labels.numpy().tobytes())
         pixels.update(subset.pixel_hashes.tobytes())
     inputs = {"kind": kind, "path": str(path), "digest": digest, "pixels": pixels.hexdigest()}
+    inputs |= more
     return LabelledSet(name, tuple(classes), *subsets, inputs)
 
 
 def _load_digits(size):
     from sklearn.datasets import load_digits  # here: a second to import, for this set alone
-    from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
     grey = np.round(pixels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # 0..16 in the source
     images = [np.ascontiguousarray(image) for image in np.repeat(grey[..., None], 3, axis=3)]
     hashes = np.array([list(pixel_hash(image)) for image in images], np.uint8)
     fitted = np.stack([fit_square(image, size) for image in images])
-    index, labels = np.arange(len(labels)), torch.from_numpy(labels.astype(np.int64))
-    sums = checksums(fitted)
-    whole = LabelledImages(Images.of(fitted), labels, index.astype(str), hashes, sums)
-    # The same third, whatever --seed is: results of different seeds share one test set.
-    train, test = train_test_split(index, test_size=1 / 3, stratify=labels.numpy(), random_state=0)
-    order = canonical_order(whole)
-    subsets = [whole.subset(order[np.isin(order, chosen)]) for chosen in (train, test)]
+    names, labels = np.arange(len(labels)).astype(str), torch.from_numpy(labels.astype(np.int64))
+    whole = LabelledImages(Images.of(fitted), labels, names, hashes, checksums(fitted))
+    subsets = _without_test(whole, 1 / 3, "0123456789")
     path, digest = "sklearn.datasets.load_digits", hashlib.sha256(hashes).hexdigest()
-    return _labelled_set("digits", map(str, range(10)), subsets, "digits", path, digest)
+    return _labelled_set("digits", "0123456789", subsets, "digits", path, digest)

@@ -1,9 +1,15 @@
 """What a cache is built from: the entries of a source or of a labelled set, in blocks."""
 
 import hashlib
+import os
 from array import array
 
 BLOCK = 65_536  # entries that are decoded, cached and searched for duplicates together
+
+
+def shown(path):
+    """A path or a part of it as text; bytes that are not UTF-8 become backslash escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 class Names:

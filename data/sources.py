@@ -16,11 +16,11 @@ import distributed
 from models.download import downloading, require_answer, sha256_of_file
 
 from .cache import Cache
-from .decode import checksums, fit_square, pixel_hash
+from .decode import SHARD_SUFFIXES, checksums, fit_square, pixel_hash
 from .files import list_folder, list_tars
 from .images import Images
 from .labelled import load_labelled
-from .listing import MemorySource, Names, in_blocks
+from .listing import MemorySource, Names, in_blocks, shown
 from .whole_file import clear_abandoned, remove
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -94,7 +94,7 @@ def open_sources(specs, data_dir, input_size, labelled=None, split=None):
 
     specs: heldout (needs `labelled` and `split`), cifar10, tiny-imagenet, stl10, patches, the path
         of a folder, or a path, a glob pattern or a range such as {000..009} of tar shards that
-        ends in .tar
+        ends in .tar, .tar.gz or .tgz
     Several processes (see distributed.py) each decode a part of the blocks.
     Raises ValueError or FileNotFoundError for a source that cannot be used, ConnectionError for a
     download that fails, OSError where the cache cannot be written.
@@ -122,7 +122,7 @@ def _find(spec, data_dir, size, labelled, split):
         return _heldout(labelled, split)
     if spec in NAMED:
         return NAMED[spec](data_dir, size)
-    return (_tars if spec.endswith(".tar") else _path)(spec, data_dir, size)
+    return (_tars if spec.endswith(SHARD_SUFFIXES) else _path)(spec, data_dir, size)
 
 
 def _heldout(labelled, split):
@@ -217,9 +217,9 @@ def _path(spec, data_dir, size):
     if not spec or not folder.is_dir():
         raise FileNotFoundError(
             f"unlabelled pool {spec!r} is neither a folder nor one of heldout, "
-            f"{', '.join(NAMED)}, nor tar shards (*.tar)"
+            f"{', '.join(NAMED)}, nor tar shards (*.tar, *.tar.gz)"
         )
-    return _folder(_shown(folder.resolve().name or "root"), folder, data_dir, size)
+    return _folder(shown(folder.resolve().name or "root"), folder, data_dir, size)
 
 
 def _folder(name, folder, data_dir, size):
@@ -235,8 +235,12 @@ def _tars(spec, data_dir, size):
         shards = [p for one in _numbered(path) for p in glob.glob(one) if os.path.isfile(p)]
     if not shards:
         raise FileNotFoundError(f"no tar shard matches {spec!r}; check the path, quote the pattern")
-    name = Path(path).stem if shards == [path] else Path(shards[0]).resolve().parent.name
-    return _of_listing(_shown(name), "tar", path, list_tars(shards), data_dir, size)
+    name = (
+        Path(path.rpartition(".t")[0]).name
+        if shards == [path]
+        else Path(shards[0]).resolve().parent.name
+    )
+    return _of_listing(shown(name), "tar", path, list_tars(shards), data_dir, size)
 
 
 def _numbered(path):
@@ -251,16 +255,11 @@ def _numbered(path):
 def _of_listing(name, kind, path, listing, data_dir, size):
     if not len(listing):
         raise ValueError(f"pool {name!r}: no images in {str(path)!r}; see --unlabeled in --help")
-    key = {"kind": kind, "path": _shown(os.path.abspath(path))}
+    key = {"kind": kind, "path": shown(os.path.abspath(path))}
     safe = "".join(c if c.isalnum() else "_" for c in name)[:40]
     cache = Cache(data_dir / "cache", safe, listing, key, size)
     inputs = {**key, "digest": listing.digest, "entries": len(listing)}
     return Source(name, listing.names, inputs, cache=cache)
-
-
-def _shown(path):
-    """A path or a part of it as text; bytes that are not UTF-8 become backslash escapes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 NAMED = {"cifar10": _cifar10, "tiny-imagenet": _tiny_imagenet, "stl10": _stl10, "patches": _patches}

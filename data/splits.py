@@ -1,4 +1,4 @@
-"""The seeded, stratified split of a training set."""
+"""The stratified splits of a training set."""
 
 from dataclasses import dataclass
 
@@ -50,3 +50,23 @@ def split(labels, seed, labels_per_class=None, val_per_class=0, classes=None):
         chosen["heldout"].append(members[end:])
     positions = {name: np.sort(np.concatenate(several)) for name, several in chosen.items()}
     return Split(**{name: torch.from_numpy(index).long() for name, index in positions.items()})
+
+
+def cut_test(labels, share, classes):
+    """Cut a test set from images that have none: `share` of every class.
+
+    labels: int64 (N,);  classes: names, for the error
+    -> int64 positions for training and for the test, the same whatever --seed is: results of
+    different seeds share one test set.
+    Raises ValueError for a class too small to give any.
+    """
+    from sklearn.model_selection import train_test_split  # here: a second to import
+
+    counts = np.bincount(labels)
+    if (least := counts.min()) * share < 1:
+        raise ValueError(
+            f"class {classes[counts.argmin()]} has {least} images and the data set no test folder; "
+            f"make one, or give {round(1 / share)} images of a class, of which the test set is cut"
+        )
+    index = np.arange(len(labels))
+    return train_test_split(index, test_size=share, stratify=labels, random_state=0)

@@ -12,7 +12,17 @@ import sys
 import cv2
 import numpy as np
 
-from .decode import MAX_FILE_BYTES, Unreadable, checksums, decode, fit_square, pixel_hash, read_file
+from .decode import (
+    DAMAGED_GZIP,
+    MAX_FILE_BYTES,
+    Unreadable,
+    checksums,
+    decode,
+    fit_square,
+    open_shard,
+    pixel_hash,
+    read_file,
+)
 
 WRITE_BYTES = 2**20  # of squares written at a time; they stay in the processor's cache until then
 
@@ -107,9 +117,11 @@ class _Reader:
         try:
             if path != self.path:
                 self.close()
-                self.file, self.path = open(path, "rb", buffering=2**20), path  # noqa: SIM115
+                self.file, self.path = open_shard(path, buffering=2**20), path
             self.file.seek(offset)
             return self.file.read(min(length, MAX_FILE_BYTES + 1))
+        except DAMAGED_GZIP:
+            raise Unreadable("damaged or truncated archive") from None
         except OSError as error:
             raise Unreadable(f"cannot be opened: {error.strerror or error}") from None
 

@@ -100,7 +100,7 @@ def needed(module, purpose):
 
 def _last_linear(network, name, num_classes):
     """The layer that gives the logits."""
-    linear = [module for module in network.modules() if type(module) is nn.Linear]
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not linear or linear[-1].out_features != num_classes:
         raise ValueError(f"the network {name} does not end in a linear layer; choose another")
     return linear[-1]

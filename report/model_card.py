@@ -1,7 +1,9 @@
 """The model card that export.py writes beside the weights: plain values in, Markdown out."""
 
+import json
 from pathlib import Path
 
+from data import called
 from models.hub import LICENCE, name_in_zoo
 
 from .tables import labels_right
@@ -74,20 +76,20 @@ def hub_head(content, result, licence):
     content: as in model.pt;  result: result.json of the stage;  licence: as in `model_card`
     """
     library = "timm" if content["arch"]["name"].startswith("timm/") else "pytorch"
-    name = content["arch"]["name"]
+    name, dataset = content["arch"]["name"], json.dumps(result["dataset"])  # any name is YAML
     return f"""---
 license: {licence.lower()}
 library_name: {library}
 pipeline_tag: image-classification
 datasets:
-- {result["dataset"]}
+- {dataset}
 metrics:
 - accuracy
 model-index:
 - name: {name}
   results:
   - task: {{type: image-classification}}
-    dataset: {{type: {result["dataset"]}, name: {result["dataset"]}}}
+    dataset: {{type: {dataset}, name: {dataset}}}
     metrics:
     - {{type: accuracy, name: test top-1, value: {result["test_top1"]:.2f}}}
 ---
@@ -110,9 +112,9 @@ set was read once a stage, with the last weights."""
 
 
 def _data(config):
-    per_class = config["labels_per_class"]
+    name, per_class = called(config["dataset"], config["data_dir"]), config["labels_per_class"]
     amount = f"{per_class} images a class" if per_class else "all other training images"
-    return f"""- Data set `{config["dataset"]}`, images {config["input_size"]} px square.
+    return f"""- Data set `{name}`, images {config["input_size"]} px square.
 - Labelled: {amount}; {config["val_per_class"]} a class are validation images.
 - sha256 of labels and pixels: {config["inputs"]["labelled"]["pixels"]}"""
 

@@ -217,7 +217,7 @@ def _result(job, network, logits, metrics, seconds):
     top1, top5 = accuracy(logits, job.labelled.test.labels)
     return {
         "stage": job.stage.name,
-        "dataset": job.config["dataset"],
+        "dataset": job.labelled.name,
         "model": job.recipe.model,
         "seed": job.config["seed"],
         "num_parameters": sum(p.numel() for p in network.parameters()),

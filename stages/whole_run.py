@@ -119,3 +119,15 @@ def command_of(folder, config):
     for name, value in changed.items():
         words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
     return " ".join(map(str, words))
+
+
+def rival_of(folder):
+    """The command line of a finished run's rival: its first network on the labels alone, for as
+    many images as all four steps processed, those that were only scored among them.
+    """
+    stages = [read_stage(folder / stage, stage) for stage in STAGES]
+    images = sum(s.result.get("images_processed", s.result.get("scored")) for s in stages)
+    teacher = stages[0].config
+    share = images / stages[0].result["images_processed"]
+    recipe = teacher["training"] | {"epochs": round(share * teacher["training"]["epochs"])}
+    return command_of(folder.with_name(f"{folder.name}-rival"), teacher | {"training": recipe})

@@ -46,11 +46,11 @@ def published(publish, folder_run, tmp_path):
     return weights, card
 
 
-def test_the_hash_in_the_name_is_the_files(published):
+def test_the_hash_in_the_name_is_the_files(published, folder_data):
     weights, card = published
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert weights.name == f"resnet8_folder-{digest[:8]}.pth"
-    assert card.name == f"resnet8_folder-{digest[:8]}.md"
+    assert weights.name == f"resnet8_{folder_data.name}-{digest[:8]}.pth"
+    assert card.name == f"resnet8_{folder_data.name}-{digest[:8]}.md"
     assert digest in card.read_text()
 
 
@@ -132,14 +132,14 @@ def test_two_exports_are_one(publish, published, folder_run):
     assert {path: path.read_bytes() for path in published[0].parent.iterdir()} == before
 
 
-def test_the_card_tells_data_selection_metrics_and_licence(published, folder_run):
+def test_the_card_tells_data_selection_metrics_and_licence(published, folder_run, folder_data):
     card = published[1].read_text()
     for stage in ("teacher", "student", "finetuned"):
         result = read_record(folder_run / stage / "result.json")
         assert f"| {result['val_top1']:.2f} | {result['test_top1']:.2f} |" in card
     selected = read_record(folder_run / "samples" / "result.json")
     for fact in (
-        "Data set `folder`, images 8 px square",
+        f"Data set `{folder_data.name}`, images 8 px square",
         "3 images a class; 2 a class are validation images",
         "Pool: heldout (36)",
         f"{selected['selected']:,} rows of {selected['unique_images']:,} images",

@@ -257,7 +257,7 @@ def remove(path):
     "harm, error",
     [
         (lambda root: remove(root / "train"), "no folder .*train"),
-        (lambda root: remove(root / "test"), "no folder .*test"),
+        (lambda root: remove(root / "test"), "class a has [0-9]+ images and .* no test folder"),
         (lambda root: remove(root / "train" / "b"), "1 class folder"),
         (lambda root: (root / "train" / "c").mkdir(), "'.*c' holds no images"),
         (lambda root: (root / "test" / "zebra").mkdir(), "train lacks: 'zebra'"),
@@ -270,6 +270,23 @@ def test_folder_mistakes_are_named(tmp_path, harm, error):
     with pytest.raises((ValueError, FileNotFoundError), match=error) as caught:
         load_labelled("folder", tmp_path, 16)
     assert "\n" not in str(caught.value)
+
+
+def test_without_a_test_folder_a_fifth_of_every_class_is_the_test_set(tmp_path):
+    for number, name in enumerate(("a", "b")):
+        for i, image in enumerate(pictures(10 + 5 * number, seed=number)):
+            write(tmp_path / "one" / "train" / name / f"{i}.png", image)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    (tmp_path / "two" / "train" / "a" / "0.png").rename(tmp_path / "two" / "train" / "a" / "z.png")
+    sets = []
+    for copy in ("one", "two"):  # file names have no say
+        with pytest.warns(UserWarning, match="no folder .*test': 5 images, 20% of every class"):
+            sets.append(load_labelled("folder", tmp_path / copy, 16))
+    assert sets[0].inputs["pixels"] == sets[1].inputs["pixels"]
+    assert sets[0].inputs["test"] == {"cut_from": "train", "share": 0.2}
+    assert np.bincount(sets[0].test.labels).tolist() == [2, 3] and len(sets[0].train) == 20
+    hashes = [set(map(bytes, part.pixel_hashes)) for part in (sets[0].train, sets[0].test)]
+    assert len(hashes[0] | hashes[1]) == 25
 
 
 def test_class_folder_copy_of_cifar_must_be_complete(tmp_path):

@@ -14,7 +14,7 @@ timm = pytest.importorskip("timm")
 OTHERS = ("mobilenet_v3_small", "timm/resnet10t", "timm/test_vit")
 
 
-@pytest.mark.parametrize("name", [*OTHERS, "densenet121", "googlenet"])
+@pytest.mark.parametrize("name", [*OTHERS, "densenet121", "googlenet", "timm/lcnet_050"])
 def test_the_head_is_the_linear_layer_that_gives_the_logits(name):
     model, other = build_model(name, 7), build_model(name, 5).state_dict()
     head, layer = head_of(model)

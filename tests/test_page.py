@@ -13,7 +13,7 @@ import pytest
 from report.__main__ import main
 from stages.folder import STAGES
 from stages.records import read_record
-from stages.whole_run import command_of
+from stages.whole_run import command_of, rival_of
 
 VOID = {"meta", "link", "img", "input", "br"}
 TRAININGS = ("teacher", "student", "finetuned")
@@ -209,6 +209,19 @@ def test_the_commands_make_the_run_again(folder_run, stage_flags):
         else:
             assert set(zip(own[::2], own[1::2], strict=True)) <= pairs | {("--mixup", "0.2")}
             assert ("--epochs", "2") in set(zip(own[::2], own[1::2], strict=True))
+
+
+def test_the_rival_of_a_run_processes_as_many_images_on_the_labels_alone(folder_run, folder_flags):
+    words = rival_of(folder_run).split()
+    assert words[:6] == f"python main.py --preset demo --run-dir {folder_run}-rival".split()
+    results = [json.loads((folder_run / s / "result.json").read_text()) for s in STAGES]
+    trained = [result["images_processed"] for result in results if "images_processed" in result]
+    (scored,) = (result["scored"] for result in results if "scored" in result)
+    own = dict(zip(words[6::2], words[7::2], strict=True))
+    an_epoch = trained[0] / 2
+    assert abs(int(own.pop("--epochs")) * an_epoch - sum(trained) - scored) <= an_epoch / 2
+    given = [word for flag in folder_flags for word in flag.split()]
+    assert own.items() <= set(zip(given[::2], given[1::2], strict=True))
 
 
 # --- in a browser -------------------------------------------------------------------------------

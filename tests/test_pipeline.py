@@ -305,7 +305,7 @@ def test_step_1_starts_from_given_weights_and_replaces_a_head_of_other_classes(
 def test_class_folders_of_pictures_go_through_all_four_steps(folder_run, folder_data):
     for stage in STAGES:
         result = read(folder_run / stage / "result.json")
-        assert (result["stage"], result["dataset"]) == (stage, "folder")
+        assert (result["stage"], result["dataset"]) == (stage, folder_data.name)
     assert model_of(folder_run / "finetuned")["classes"] == ["ant", "bee", "crab", "dove"]
     names = scores_of(folder_run / "samples")["image"]
     assert len(names) + len(skipped_of(folder_run / "samples")) == 4 * (14 - 3 - 2)

@@ -400,26 +400,28 @@ def test_pixel_hashes_are_kept_where_asked_for(tmp_path):
 
 
 def make_tar(path, folder, names):
-    with tarfile.open(path, "w") as tar:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
         for name in names:
             tar.add(folder / name, name)
 
 
-def test_tar_shards_equal_the_folder(tmp_path):
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_tar_shards_equal_the_folder(tmp_path, suffix):
     folder = tmp_path / "pool"
     names = [f"{c}/{i}.png" for c in "ab" for i in range(4)]
     for seed, name in enumerate(names):
         write(folder / name, picture(seed))
     write(folder / "a" / "2.png", b"broken")
-    make_tar(tmp_path / "shard-1.tar", folder, names[5:])
-    make_tar(tmp_path / "shard-0.tar", folder, names[:5])
-    as_folder, as_tars = open_sources([folder, str(tmp_path / "shard-*.tar")], tmp_path, 16)
+    make_tar(tmp_path / f"shard-1.{suffix}", folder, names[5:])
+    make_tar(tmp_path / f"shard-0.{suffix}", folder, names[:5])
+    as_folder, as_tars = open_sources([folder, str(tmp_path / f"shard-*.{suffix}")], tmp_path, 16)
     assert (pixels(as_folder) == pixels(as_tars)).all()
     assert (checksums_of(as_folder) == checksums_of(as_tars)).all()
     assert as_folder.unreadable == as_tars.unreadable == {2: "not an image"}
-    assert as_tars.names[0] == "shard-0.tar/a/0.png" and as_tars.names[7] == "shard-1.tar/b/3.png"
+    names = [as_tars.names[i] for i in (0, 7)]
+    assert names == [f"shard-0.{suffix}/a/0.png", f"shard-1.{suffix}/b/3.png"]
     assert as_tars.tag(7) == as_folder.tag(7) == "b"
-    [one] = open_sources([tmp_path / "shard-1.tar"], tmp_path, 16)
+    [one] = open_sources([tmp_path / f"shard-1.{suffix}"], tmp_path, 16)
     assert one.name == "shard-1" and len(one) == 3
 
 
@@ -517,6 +519,33 @@ def test_a_sparse_member_is_not_a_regular_file(tmp_path):
 
 
 @posix
+def test_a_damaged_compressed_shard_gives_what_lies_before_the_damage(tmp_path):
+    random = np.random.default_rng(0)
+    for seed in range(6):  # noise, which does not get smaller: each has its own place in the file
+        write(tmp_path / f"{seed}.png", encode(random.integers(0, 256, (200, 200, 3), np.uint8)))
+    make_tar(tmp_path / "whole.tar.gz", tmp_path, [f"{seed}.png" for seed in range(6)])
+    content = (tmp_path / "whole.tar.gz").read_bytes()
+    half = len(content) // 2
+    for number, damaged in enumerate(
+        (content[:half], content[:half] + b"\xff" * 4000 + content[half + 4000 :])
+    ):
+        (tmp_path / f"{number}.tgz").write_bytes(damaged)
+        [source] = open_sources([tmp_path / f"{number}.tgz"], tmp_path, 16)
+        good = [source.names[i] for i in range(len(source)) if i not in source.unreadable]
+        assert good[:2] == [f"{number}.tgz/0.png", f"{number}.tgz/1.png"] and len(good) <= 4
+        assert source.names[len(source) - 1] == f"{number}.tgz"  # stands for the rest
+        assert set(source.unreadable.values()) >= {LOST}
+
+
+def test_a_header_may_not_unpack_to_more_than_an_image_may_take(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "long.tar.gz", "w:gz", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("x" * 3000 + ".png"))
+    assert len(list_tars([tmp_path / "long.tar.gz"])) == 1
+    monkeypatch.setattr(sys.modules["data.decode"], "MAX_FILE_BYTES", 2000)
+    with pytest.raises(ValueError, match=r"long.tar.gz' cannot be read as a compressed tar"):
+        list_tars([tmp_path / "long.tar.gz"])
+
+
 def test_strange_members_of_a_tar(tmp_path):
     write(tmp_path / "p" / "a.png", picture())
     write(tmp_path / "p" / ".b.png", picture())
@@ -585,12 +614,14 @@ def test_pool_names_are_unique(tmp_path):
         ("heldout", "'heldout' is empty.*--labels-per-class"),
         ("EMPTY", "no images in .*EMPTY"),
         ("text.tar", "text.tar' cannot be read as an uncompressed tar"),
+        ("text.tar.gz", "text.tar.gz' cannot be read as a compressed tar"),
     ],
 )
 def test_unusable_pools_are_named(tmp_path, monkeypatch, spec, error):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "EMPTY" / "notes.txt", b"x")
     write(tmp_path / "text.tar", b"no archive" * 200)
+    write(tmp_path / "text.tar.gz", b"no archive" * 200)
     with pytest.raises((ValueError, FileNotFoundError), match=error) as caught:
         open_sources([spec], tmp_path, 16)
     assert "\n" not in str(caught.value)

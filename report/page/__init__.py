@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jinja2
 
+from data import called
 from report import curves
 from report.tables import TRAININGS, flat
 
@@ -55,7 +56,8 @@ def run_facts(run, uid, name, command_of):
     """What the template says of a run.  uid: begins the ids of its elements"""
     config = next(iter(run.stages.values())).config
     facts = {"uid": uid, "name": name, "classes": run.classes, "steps": steps.steps(run)}
-    facts |= {"dataset": config["dataset"], "seed": config["seed"], "preset": config["preset"]}
+    facts |= {"seed": config["seed"], "preset": config["preset"]}
+    facts["dataset"] = called(config["dataset"], config["data_dir"])
     facts["settings"] = steps.settings(run, command_of)
     facts["learning"] = steps.learning(run, uid) if run.metrics else None
     facts["selection"] = selected.selection(run, uid) if run.rows else None
