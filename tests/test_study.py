@@ -101,7 +101,7 @@ def test_the_rival_gets_the_whole_compute(name):
     arms = planner(name)
     for arm in arms.arms.values():
         epochs = arm.teacher.get("epochs")
-        if isinstance(epochs, Compute) and arm.further is None:
+        if isinstance(epochs, Compute) and arm.further is arm.transferred is None:
             whole, own = epochs.factor * arms.compute(epochs.arm), arms.compute(arm.name)
             assert whole <= own <= 1.08 * whole, arm.name
 
