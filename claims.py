@@ -13,9 +13,9 @@ tables, or read off its plots to about 0.05.
 from dataclasses import dataclass, replace
 
 from presets import PRESETS, Preset
-from report.statistics import Difference, NoGain, Peak, Same, Test, Trend
+from report.statistics import Difference, LargerGain, NoGain, Peak, Same, Test, Trend
 from stages.arms import Arm
-from stages.sizes import ALL, Compute, Images, Share, Times
+from stages.sizes import ALL, Compute, Images, Share, Sizes, Times, tagged_images
 
 TUNING = 3  # seeds that candidates are chosen on
 
@@ -568,7 +568,93 @@ def _soft_labels(settings, preset):
     )
 
 
+def _semi_weak(settings, preset):
+    """Tags are the 200 folder names of Tiny-ImageNet: each image has one, and it is right, where a
+    hashtag is one of several, often wrong and unevenly frequent; 100,000 images, the paper has
+    10^9.  They come from another crawl than the pool of the selection, whose folder names would be
+    the hidden labels; in the paper both come from one.  As many images are processed with tags as
+    with labels.  Each arm's whole compute stands in its row; the second `weak` has that of
+    `semi-weak`.
+    """
+    recipe, tags = settings.teacher, {"weak_pretrain": "tiny-imagenet"}
+    images = recipe.epochs * recipe.passes * Sizes.of(settings).rows("teacher")
+    tags["weak_epochs"] = round(images / tagged_images(tags | {"weak_epochs": 1}))
+    weak = Arm("weak", teacher=tags, ends="teacher")
+    whole = replace(
+        weak, name="weak, 1 x semi-weak", teacher={**tags, "epochs": Compute("semi-weak")}
+    )
+    semi_weak = Arm("semi-weak", teacher=tags)
+    return Claim(
+        "semi-weak",
+        "A teacher that is first trained on tags makes a better student: better than that of a "
+        "teacher of the labels alone, and better than that teacher itself, also where this one is "
+        "trained for the whole compute.",
+        "Table 6, ResNet-50: semi-weak 80.9, semi 79.1, weak 78.2",
+        (PIPELINE, weak, whole, semi_weak),
+        (
+            Difference(0.5, (semi_weak.name,), (PIPELINE.name,)),
+            Difference(0.5, (semi_weak.name,), (weak.name, whole.name)),
+        ),
+        Plot(
+            "",
+            {"paper": (("weak", 78.2), ("semi", 79.1), ("semi-weak", 80.9))},
+            {
+                "here": (
+                    ("weak", weak.name),
+                    ("... equal compute", whole.name),
+                    ("semi", PIPELINE.name),
+                    ("semi-weak", semi_weak.name),
+                )
+            },
+        ),
+        unfit=("demo",),  # its images have no tags
+    )
+
+
+def _transfer(settings, preset):
+    """As in Table 8 the fine-tuned network is transferred, whole or under a new last layer.  The
+    rival is the one of equal compute that `pipeline` chose on validation images.  25 labels a class
+    are about as many as CUB-200 has.  No image of CIFAR-10 may be in the pool of the student.
+    """
+    rival = labels_alone("pipeline", 1.0, "rate x 2", learning_rate=Times(2))
+    few = {"dataset": "cifar10", "labels_per_class": 25, "val_per_class": 200}
+    arms = {
+        (side, mode): replace(arm, name=f"{arm.name}, to CIFAR-10, {mode}", transferred=more)
+        for mode, more in (("full", few), ("linear", {**few, "linear": True}))
+        for side, arm in (("semi", PIPELINE), ("labels alone", rival))
+    }
+    full, linear = (
+        (arms["semi", mode].name, arms["labels alone", mode].name) for mode in ("full", "linear")
+    )
+    return Claim(
+        "transfer",
+        "On another data set the student is a better start than the network of the labels alone, "
+        "whose compute it had; more so where its features stay as they are and a linear layer "
+        "alone is trained on them.",
+        "Table 8, CUB2011, ResNet-50: all layers 83.6 against 82.1, the last one alone 80.4 "
+        "against 73.3",
+        tuple(arms.values()),
+        (
+            *(Difference(0.5, (ours,), (theirs,)) for ours, theirs in (full, linear)),
+            LargerGain(0.5, linear, full),
+        ),
+        Plot(
+            "trained layers",
+            {
+                "semi-supervised": (("all", 83.6), ("the last", 80.4)),
+                "labels alone": (("all", 82.1), ("the last", 73.3)),
+            },
+            {
+                "semi-supervised": (("all", full[0]), ("the last", linear[0])),
+                "labels alone": (("all", full[1]), ("the last", linear[1])),
+            },
+        ),
+        # Of digits nothing is known that helps with photographs; the others' pool is CIFAR-10.
+        unfit=("demo", "cifar100", "cifar100-paper"),
+    )
+
+
 # In the order in which they are run.
 _CLAIMS = (_pipeline, _fine_tuning, _strong_recipe, _pool_size, _iterations, _k, _selection, _p)
-_CLAIMS += (_second_round, _soft_labels)
+_CLAIMS += (_second_round, _soft_labels, _semi_weak, _transfer)
 _CLAIMS += (_teacher_capacity, _self_training, _student_capacity, _all_labels)

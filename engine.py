@@ -48,7 +48,7 @@ class TrainState:
         self.epoch = self.batch = self.step = self.images = 0
         self.rate = 0.0
         self.optimizer = torch.optim.SGD(
-            model.parameters(),
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
             lr=recipe.learning_rate,
             momentum=0.9,  # the paper names momentum, not its value
             nesterov=True,  # not in the paper: usual for CIFAR
@@ -123,7 +123,8 @@ _COUNTERS = ("epoch", "batch", "step", "images", "seen", "rate")
 def fit(state, images, labels, augment, compiler=None):
     """Train `state.model` to the end of its recipe; yields `state` after every step.
 
-    state     TrainState, new or loaded
+    state     TrainState, new or loaded; a model that is partly frozen (requires_grad) computes
+              as in evaluation, so that batch norm's statistics stay as well
     images    uint8 (N,S,S,3): data.Images or a tensor; an image may stand there several times
     labels    (N,) int64, or (N,C) float32, class probabilities
     augment   (uint8 batch, labels) -> (float batch (B,3,S,S), targets (B,) or (B,C))
@@ -134,7 +135,7 @@ def fit(state, images, labels, augment, compiler=None):
     `state.metrics()` raises FloatingPointError from then on.
     """
     model, recipe, optimizer = state.model, state.recipe, state.optimizer
-    device = state.sums.device
+    device, frozen = state.sums.device, not all(p.requires_grad for p in model.parameters())
     network = distributed.parallel(model)
     network = compiler(network) if compiler else network
     steps, batch_size = count_steps(len(labels), recipe)
@@ -144,7 +145,7 @@ def fit(state, images, labels, augment, compiler=None):
             state.sums.zero_()
             state.seen = 0
         for index, target, weight in _shares(batches, labels, images.device, device, state.batch):
-            model.train()  # whoever looked at the last step may have evaluated the network
+            model.train(not frozen)  # whoever looked at the last step may have evaluated it
             _seed(device, _mix(state.seed, state.step, "step") + distributed.rank())
             state.rate = optimizer.param_groups[0]["lr"] = learning_rate(recipe, state.step, steps)
 

@@ -2,13 +2,14 @@
 
     python main.py                            # step 1 -> RUN/teacher
     python main.py --student-network True     # step 4 -> RUN/finetuned, starts from RUN/student
+    python main.py --weak-pretrain tiny-imagenet      # step 1 after a training on folder names
 
 Expect   --preset demo: a quarter of a minute, about 92 % of the digits right, 94 % after step 4.
          --preset lab: 7 minutes and 25 % of CIFAR-100's 100 classes, 27 % after step 4, on two
          cores.  The default preset is for a GPU.  RESULTS.md has every number.
 Reads    the labelled set (downloaded to datasets/ on first use); step 4 also RUN/student
 Writes   RUN/{teacher,finetuned}: config.json, metrics.jsonl, model.pt, TensorBoard's events, and,
-         last, result.json
+         last, result.json; the same in RUN/weak/teacher with --weak-pretrain
 """
 
 from dataclasses import asdict
@@ -25,11 +26,22 @@ def parse(argv):
     add("--student", type=Path, metavar="PATH", help="step 4: the stage to start from")
     add("--weights", metavar="PATH|NAME", help="step 1: start from a checkpoint, or from published "
         "weights: resnet50_swsl (CC-BY-NC 4.0), efficientnet_b0, timm/resnet10t")  # fmt: skip
+    add("--linear", action=flags.Boolean, help="train the last layer alone, all others as given")
+    add("--weak-pretrain", metavar="POOL", help="step 1: first train on the folder names of a pool "
+        "(see --unlabeled in step 2) as classes, with the settings of step 3")  # fmt: skip
+    add("--weak-epochs", type=flags.number(int, 1), metavar="N", help="passes over that pool "
+        "(default the preset's epochs of step 3)")  # fmt: skip
     args = parser.parse_args(argv)
     if args.student and not args.student_network:
         parser.error("argument --student: belongs to step 4; add --student-network True")
     if args.weights and args.student_network:
         parser.error("argument --weights: belongs to step 1; step 4 starts from the student")
+    if args.weak_pretrain and (args.weights or args.student_network):
+        parser.error("argument --weak-pretrain: belongs to step 1 without --weights")
+    if args.weak_epochs and not args.weak_pretrain:
+        parser.error("argument --weak-epochs: add --weak-pretrain POOL")
+    if args.linear and not (args.weights or args.weak_pretrain or args.student_network):
+        parser.error("argument --linear: needs a network to start from; add --weights PATH")
     return args
 
 
@@ -41,6 +53,7 @@ if __name__ == "__main__":
     flags.answer_early(parse, stage_name)
 
 import distributed
+from data import LeakGuard, open_pool, tagged
 from models import build_model, check_name, others
 from models.download import sha256_of_file
 from models.hub import HUB, MEAN, STD, hub_name, hub_weights
@@ -52,6 +65,7 @@ from stages.config import config_of
 from stages.dataset import load_dataset, normalisation_of
 from stages.device import set_up_device, settle_compile, settle_compute
 from stages.estimate import print_hours
+from stages.finished import read_stage
 from stages.folder import STAGES
 from stages.inherit import inherit, recipe_in_force
 from stages.lifetime import open_stage
@@ -67,17 +81,73 @@ def main(argv=None):
     stage = open_stage(flags.run_dir(args) / stage_name(args), args.resume, args.overwrite)
     if stage is None:
         return
-    job = prepare(args, stage, device)
+    weak = pretrain(args, stage, device) if args.weak_pretrain else None
+    job = prepare(args, stage, device, weak)
     result = training.run(job, Board)
     print_summary(args, job, result)
 
 
-def prepare(args, stage, device):
-    """Settle everything that the training needs; nothing is written."""
+def pretrain(args, stage, device):
+    """--weak-pretrain: a step 1 on the folder names of a pool; -> its FinishedStage.
+
+    stage: OpenStage of the step 1 that starts from it
+    """
+    folder = stage.folder.parent / "weak" / "teacher"
+    if weak := open_stage(folder, args.resume, args.overwrite):
+        job = prepare_weak(args, weak, device, stage.saved)
+        result = training.run(job, Board)
+        trained_on = f"{len(job.labels):,} images, {job.labelled.name}"
+        rows = tables.training_summary(result, trained_on, len(job.val), folder, len(job.classes))
+        tables.print_table("before step 1: the teacher is trained on tags", rows)
+        distributed.wait()  # the first process writes
+    weak = read_stage(folder, "teacher")
+    was, wish = weak.config["weak_pretrain"], args.weak_pretrain
+    if was != wish or args.weak_epochs not in (None, weak.config["training"]["epochs"]):
+        raise ValueError(
+            f"{folder} was trained on {was} for {weak.config['training']['epochs']} epochs, not "
+            f"with this --weak-pretrain and --weak-epochs; start anew with --overwrite"
+        )
+    return weak
+
+
+def prepare_weak(args, stage, device, earlier):
+    """As `prepare`, for the training on tags.  earlier: config.json of step 1 if it is resumed
+
+    The labelled set is read, too: pool images that repeat its own are left out, and what is wrong
+    with its flags is found before hours are spent.
+    """
+    settings = inherit(flags.shared(args), earlier)
+    preset = PRESETS[settings["preset"]]
+    given = {"model": args.model or preset.teacher.model, "epochs": args.weak_epochs, "passes": 1}
+    given = dict.fromkeys(flags.training(args)) | {"batch_size": args.batch_size} | given
+    recipe = recipe_in_force(preset.student, given)
+    check_name(recipe.model)
+    ask_before_hours(args, stage, device, settings, recipe)
+    labelled, split = load_dataset(settings, earlier)
+    data_dir, size = Path(settings["data_dir"]), settings["input_size"]
+    pool = open_pool([args.weak_pretrain], data_dir, size, labelled, split)
+    pool.find_duplicates(LeakGuard(labelled, split, data_dir / "cache" / "duplicates"))
+    tags, val = tagged(pool, settings["seed"])
+    network = build_model(recipe.model, len(tags.classes))
+    compute = settle_compute(
+        device, flags.compute(args), stage.saved, network, size, recipe.batch_size
+    )
+    config = config_of(
+        stage.name, settings | {"dataset": tags.name}, tags, normalisation_of(tags.train.images),
+        compute, training=asdict(recipe), weak_pretrain=args.weak_pretrain,
+        compile=settle_compile(device, args.compile, stage.saved),
+    )  # fmt: skip
+    stage.check_unchanged(config)
+    images, labels = tags.train.images, tags.train.labels
+    return training.TrainingJob(stage, config, compute, recipe, tags, val, images, labels)
+
+
+def prepare(args, stage, device, weak=None):
+    """Settle everything that the training needs; nothing is written.  weak: see `pretrain`"""
     student = stage.parent("student", args.student) if args.student_network else None
     earlier = stage.saved or (student and student.config)
     settings = inherit(flags.shared(args), earlier)
-    start = starting_point(args, student)
+    start = starting_point(student or weak, args.weights)
     preset = PRESETS[settings["preset"]]
     recipe = override(preset.finetune if student else preset.teacher, model=start.model)
     recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
@@ -96,15 +166,21 @@ def prepare(args, stage, device):
         training=asdict(recipe),
         compile=settle_compile(device, args.compile, stage.saved),
         weights=args.weights,
+        weak_pretrain=args.weak_pretrain,
+        linear=args.linear,
     )  # fmt: skip
-    if args.weights and Path(start.source).is_file():
+    if (weak or args.weights) and Path(start.source).is_file():
         config["inputs"]["weights"] = {"sha256": sha256_of_file(start.source)}
     stage.check_unchanged(config)
     val = labelled.train.subset(split.val)
     return training.TrainingJob(
         stage, config, compute, recipe, labelled, val, train.images, train.labels, start.weights,
-        start.source,
+        start.source, args.linear,
+        weak and {name: weak.result[name] for name in ("dataset", *_WEAK)},
     )  # fmt: skip
+
+
+_WEAK = ("images_processed", "seconds", "val_top1", "test_top1")  # of result.json, the tags'
 
 
 def ask_before_hours(args, stage, device, settings, recipe):
@@ -136,9 +212,11 @@ class Start(NamedTuple):
         return network
 
 
-def starting_point(args, student):
-    """Step 4 starts from the student, step 1 from --weights or from nothing."""
-    path = student.product if student else args.weights
+def starting_point(stage, weights):
+    """Step 4 starts from the student's stage, step 1 from that of --weak-pretrain, from --weights,
+    or from nothing.
+    """
+    path = stage.product if stage else weights
     if path is None:
         return Start()
     if path in HUB or not Path(path).exists():

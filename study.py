@@ -170,8 +170,9 @@ class Study:
             raise ValueError(f"--commands {arm}: choose from {known}")
         for run in self.planner.run(arm, 0).chain():
             where, parent = "runs/again", None
-            if run.step == "further":  # it is a step 1, too
-                where, parent = "runs/again/further", "runs/again/teacher"
+            if run.step in ("further", "transferred"):  # a step 1, too
+                where = f"runs/again/{run.step}"
+                parent = f"runs/again/{run.parent.step}"
             elif run.step.endswith("again"):
                 where = "runs/again/second-round"
                 parent = "runs/again/finetuned" if run.step == "samples again" else None

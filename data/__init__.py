@@ -7,6 +7,7 @@ splits      labelled, validation and held-out images
 labelled    cifar100, cifar10, digits and folders, each in canonical order
 sources     heldout, cifar10, tiny-imagenet, stl10, patches, folders, tar shards
 pool        several sources as one
+tags        a pool as a labelled set, its folder names as classes
 duplicates  pool images that equal, or nearly equal, a labelled one
 selection   the files that step 2 writes
 augment     whole batches, augmented and normalised on their device
@@ -45,4 +46,5 @@ from .labelled import LABELLED_SETS, LabelledImages, LabelledSet, load_labelled
 from .pool import Pool, draw, open_pool, reopen_pool
 from .sources import NO_CLASS, UNKNOWN, Source
 from .splits import Split, split
+from .tags import tagged
 from .whole_file import whole_file, write_json, write_text

@@ -93,6 +93,11 @@ class Pool:
         """The names of the entries `first` to `last` - 1: list of str."""
         return [self.name_of(position) for position in range(first, last)]
 
+    def folder_of(self, position):
+        """The name of the folder that an entry lies in, "" for none."""
+        source, i = self._find(position)
+        return source.tag(i) or ""
+
     def file_of(self, position):
         """The path of an image that is a file of its own, else None."""
         source, i = self._find(position)
@@ -182,8 +187,8 @@ class Pool:
     def tags(self, classes, first, last):
         """The class that the folder of each entry is named after, -1 for none: int64 (n,)."""
         numbers = {_plain(name): number for number, name in enumerate(classes)}
-        tags = [source.tag(i) for source, i in map(self._find, range(first, last))]
-        return np.array([numbers.get(_plain(tag or ""), -1) for tag in tags], np.int64)
+        tags = map(self.folder_of, range(first, last))
+        return np.array([numbers.get(_plain(tag), -1) for tag in tags], np.int64)
 
     def check_tags(self, classes):
         """Raises ValueError when no folder is named after a class."""

@@ -6,7 +6,7 @@ preset, step, seed      what was run
 arms                    the arms that end with this run, separated by "; "
 settings                the flags that differ from the preset
 images, multiply_adds   processed; three times the network's for an image of a training, once for
-                        one that is scored
+                        one that is scored or of which the last layer alone learns
 seconds                 spent, in training or scoring
 val_top1, test_top1     percent; empty for a selection
 selected, labels_right  rows of a selection; percent of its labels that are right, where known
@@ -23,6 +23,7 @@ COLUMNS += ("multiply_adds", "seconds", "val_top1", "test_top1", "selected", "la
 COLUMNS += ("code", "commit")
 STEPS = ("teacher", "further", "samples", "student", "finetuned")
 STEPS += ("samples again", "student again", "finetuned again")  # a second round
+STEPS += ("transferred",)
 
 
 def read_rows(path):
@@ -56,6 +57,8 @@ def row_of(run, result, config):
     run: stages.runs.Run;  result, config: contents of its two files
     """
     images = result.get("images_processed", result.get("pool_size"))
+    tags = result.get("weak_pretrain") or {"images_processed": 0, "seconds": 0}  # of a teacher
+    images += tags["images_processed"]
     return {
         "identity": run.identity[:16],
         "key": run.key,
@@ -67,7 +70,7 @@ def row_of(run, result, config):
         "settings": " ".join(f"{name} {value}" for name, value in run.flags),
         "images": str(images),
         "multiply_adds": str(round(images * run.multiply_adds / run.images)),
-        "seconds": str(result["seconds"]),
+        "seconds": str(round(result["seconds"] + tags["seconds"], 2)),
         "val_top1": str(result.get("val_top1", "")),
         "test_top1": str(result.get("test_top1", "")),
         "selected": str(result.get("selected", "")),

@@ -164,6 +164,26 @@ class NoGain(Difference):
 
 
 @dataclass(frozen=True)
+class LargerGain(Test):
+    """The gain of `ours` (an arm, and the one that it is compared with) is above that of `other`.
+
+    confirmed, contradicted: as in `Difference`
+    """
+
+    ours: tuple[str, str]
+    other: tuple[str, str]
+
+    def sides(self):
+        return tuple((arm,) for arm in (*self.ours, *self.other))
+
+    def _judge(self, arms, columns):
+        one, one_rival, other, other_rival = columns
+        name = f"gain of {arms[0]} - gain of {arms[2]}"
+        contrast = Contrast.of(name, one - one_rival, other - other_rival)
+        return Outcome(_effect(contrast, self.smallest), (contrast,))
+
+
+@dataclass(frozen=True)
 class Same(Difference):
     """`ours` and `rival` differ by less than `smallest`.
 

@@ -20,25 +20,27 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from presets import PRESETS, Training
 
 from .runs import Run
-from .sizes import ALL, Compute, Images, Sizes, Times, multiply_adds, times
+from .sizes import ALL, Compute, Images, Sizes, Times, multiply_adds, tagged_images, times
 
 # The steps in their order, with the part of a preset that holds their training.  "further" is a
 # step 1 that starts from the teacher's weights; "again" is a second round, whose teacher is the
-# fine-tuned student.
+# fine-tuned student; "transferred" a step 1 on another labelled set that starts from an arm's end.
 STEPS = {"teacher": "teacher", "further": "finetune", "samples": None}
 STEPS |= {"student": "student", "finetuned": "finetune"}
 STEPS |= {"samples again": None, "student again": "student", "finetuned again": "finetune"}
+STEPS |= {"transferred": "finetune"}
 # The fields of a preset that all steps depend on, and those that one does.
 _SHARED = ("dataset", "input_size", "labels_per_class", "val_per_class")
 _OWN = {step: (STEPS[step],) if STEPS[step] else ("unlabeled", "p", "k") for step in STEPS}
-_OWN["further"] = ("teacher",)  # whose values its flags change
+_OWN |= dict.fromkeys(("further", "transferred"), ("teacher",))  # whose values their flags change
 
 
 @dataclass(frozen=True)
 class Arm:
     """What an arm changes, step by step: fields of presets.Training, and of a samples step
-    `p`, `k`, `strategy`, `unlabeled`, `pool_size`, of a teacher `labels_per_class`, of a student
-    `soft_labels`.
+    `p`, `k`, `strategy`, `unlabeled`, `pool_size`, of a teacher `labels_per_class`,
+    `weak_pretrain` and `weak_epochs`, of a student `soft_labels`, of a transfer `dataset`,
+    `labels_per_class`, `val_per_class` and `linear`.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Arm:
     student: dict = field(default_factory=dict)
     finetuned: dict = field(default_factory=dict)
     ends: str = "finetuned"  # its last step, whose accuracy is the arm's
+    transferred: dict | None = None  # unless this one follows
 
     def steps(self):
         """The names of its steps, in order."""
@@ -55,7 +58,9 @@ class Arm:
             if step != "further" or self.further is not None:
                 yield step
             if step == self.ends:
-                return
+                break
+        if self.transferred is not None:
+            yield "transferred"
 
     def changes(self, step):
         """Of one of its steps; a second round has those of the first."""
@@ -100,9 +105,10 @@ class Planner:
 
     def _steps(self, arm):
         """step -> flags that differ from the preset's, images, multiply-adds."""
-        sizes = Sizes.of(self.base, arm)
         done = {}
         for step in arm.steps():
+            base = self._base(arm, step)
+            sizes = Sizes.of(base, None if step == "transferred" else arm)
             if STEPS[step] is None:
                 teacher = "student" if "student" in done else "teacher"
                 model, images = self._training(arm, teacher).model, sizes.pool
@@ -111,10 +117,17 @@ class Planner:
                 recipe, rows = self._training(arm, step), sizes.rows(step)
                 recipe = self._with_length(recipe, arm, step, rows, done)
                 model, images = recipe.model, recipe.epochs * recipe.passes * rows
-                flags, times = self._training_flags(arm, step, recipe, sizes), 3
-            cost = multiply_adds(model, self.base.input_size, sizes.classes)
+                images += tagged_images(arm.changes(step))
+                flags = self._training_flags(arm, step, recipe, sizes)
+                times = 1 if arm.changes(step).get("linear") else 3  # no gradient below the head
+            cost = multiply_adds(model, base.input_size, sizes.classes)
             done[step] = flags, images, times * images * cost
         return done
+
+    def _base(self, arm, step):
+        """The Preset that holds in a step."""
+        shared = {n: v for n, v in arm.changes(step).items() if n in _SHARED}
+        return replace(self.base, **shared) if step == "transferred" else self.base
 
     def _training(self, arm, step):
         """The Training of a step but for its length."""
@@ -126,7 +139,8 @@ class Planner:
             for name, value in changes.items()
         }
         if STEPS[step] == "finetune":  # it goes on with what the step before has trained
-            before = "teacher" if step == "further" else "student"
+            first = step == "further" or (step == "transferred" and arm.ends == "teacher")
+            before = "teacher" if first else "student"
             changes["model"] = self._training(arm, before).model
         return replace(recipe, **changes)
 
@@ -137,9 +151,11 @@ class Planner:
             return replace(recipe, epochs=epochs)
         if isinstance(epochs, Compute):
             size, classes = self.base.input_size, Sizes.of(self.base).classes
+            cost = 3 * multiply_adds(recipe.model, size, classes)
             spent = sum(compute for _, _, compute in done.values())
+            spent += tagged_images(arm.changes(step)) * cost
             left = epochs.factor * self.compute(epochs.arm) - spent
-            passes = -(-left // (3 * multiply_adds(recipe.model, size, classes) * rows))
+            passes = -(-left // (cost * rows))
         else:
             other = epochs.step or step
             usual = getattr(self.base, STEPS[other])
@@ -149,20 +165,22 @@ class Planner:
 
     def _training_flags(self, arm, step, recipe, sizes):
         preset = PRESETS[self.named]
-        usual = asdict(getattr(preset, "teacher" if step == "further" else STEPS[step]))
+        first = step in ("teacher", "further", "transferred")  # a step 1, with its flags
+        usual = asdict(getattr(preset, "teacher" if first else STEPS[step]))
         flags = {n: v for n, v in asdict(recipe).items() if v != usual[n]}
         if "batch_size" in flags:  # alone it would scale the rate
             flags["learning_rate"] = recipe.learning_rate
         if STEPS[step] == "finetune":
             flags.pop("model", None)  # that of the step before, whatever the preset says
-        if step in ("teacher", "further"):
-            labels = arm.teacher.get("labels_per_class", self.base.labels_per_class)
-            labels = sizes.labels_per_class if labels == ALL else labels
-            shared = {"input_size": self.base.input_size, "labels_per_class": labels}
+        if first:
+            base, changes = self._base(arm, step), {} if step == "transferred" else arm.teacher
+            shared = {n: getattr(base, n) for n in _SHARED}
+            shared["labels_per_class"] = changes.get("labels_per_class", base.labels_per_class)
+            if shared["labels_per_class"] == ALL:
+                shared["labels_per_class"] = sizes.labels_per_class
             flags |= {n: v for n, v in shared.items() if v != getattr(preset, n)}
-        if "soft_labels" in arm.changes(step):
-            flags["soft_labels"] = arm.student["soft_labels"]
-        return _flags(flags)
+        own = ("soft_labels", "weak_pretrain", "weak_epochs", "linear")
+        return _flags(flags | {n: v for n, v in arm.changes(step).items() if n in own})
 
     def _sample_flags(self, arm, sizes):
         preset, changes = PRESETS[self.named], arm.samples

@@ -21,6 +21,7 @@ PROGRAMS = {
     "student": ("student_train.py", "--selection", "student"),
     "finetuned": ("main.py", "--student", "finetuned"),
 }
+PROGRAMS["transferred"] = PROGRAMS["further"]
 PROGRAMS |= {f"{step} again": PROGRAMS[step] for step in ("samples", "student", "finetuned")}
 # What decides a run's numbers; presets are part of a run's settings.
 CODE = ("engine.py", "ranking.py", "topk.py", "distributed.py", "main.py", "make_sample_data.py")
@@ -86,7 +87,7 @@ class Run:
         words = [script, "--run-dir", str(run_dir), "--threads", "1"]
         if self.parent is None:
             words += ["--preset", self.preset, "--seed", str(self.seed)]
-        elif self.step == "further":  # a step 1, which inherits nothing
+        elif flag == "--weights":  # a step 1, which inherits nothing
             folder = parent or Path(run_dir) / "teacher"
             words += ["--preset", self.preset, "--seed", str(self.seed), flag, f"{folder}/model.pt"]
         elif parent:

@@ -74,6 +74,12 @@ class Sizes:
         return self.labels_per_class * self.classes
 
 
+def tagged_images(changes):
+    """Images that --weak-pretrain processes, at the most.  changes: of an arm's teacher"""
+    pool, epochs = changes.get("weak_pretrain"), changes.get("weak_epochs", 0)
+    return epochs * POOLS[pool] * 9 // 10 if pool else 0  # a tenth is for validation and test
+
+
 def times(usual, value):
     """A value that may be Times, against the preset's `usual` one."""
     if not isinstance(value, Times):

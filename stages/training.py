@@ -41,6 +41,8 @@ class TrainingJob:
     labels: torch.Tensor  # (N,) int64, true or pseudo-labels; or (N,C) float32, probabilities
     weights: dict | None = None  # a state_dict to start from
     weights_source: str = ""  # where it came from, for an error
+    linear: bool = False  # train the head alone
+    weak_pretrain: dict | None = None  # of result.json: the training before this one
 
     @property
     def classes(self):
@@ -104,6 +106,9 @@ def _initial_state(job):
     model = build_model(job.recipe.model, len(job.classes))
     if job.weights is not None:
         checkpoint.start_from(model, job.weights, job.weights_source)
+    if job.linear:
+        model.requires_grad_(False)
+        head_of(model)[1].requires_grad_(True)
     model.to(job.compute.device, memory_format=torch.channels_last)
     return TrainState(model, job.recipe, seed, job.compute.precision)
 
@@ -227,6 +232,7 @@ def _result(job, network, logits, metrics, seconds):
         "test_top5": round(top5, 4),
         "seconds": round(seconds, 2),
         "images_per_second": round(job.images_to_process / seconds, 2),
+        **({"weak_pretrain": job.weak_pretrain} if job.weak_pretrain else {}),
     }
 
 

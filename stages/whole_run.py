@@ -108,10 +108,12 @@ def command_of(folder, config):
     if stage == "teacher":  # the later steps take these from the first
         usual = {name: getattr(preset, name) for name in INHERITED if hasattr(preset, name)}
         usual |= {"seed": 0, "data_dir": "datasets", "weights": None}
+        usual |= {"weak_pretrain": None, "linear": False}
     elif stage == "samples":
         usual = {"unlabeled": list(preset.unlabeled), "p": preset.p, "k": preset.k}
         usual |= {"min_score": 0.0, "strategy": "ranked", "keep_duplicates": False}
-    changed = {name: config[name] for name, value in usual.items() if config[name] != value}
+    given = {name: config.get(name, value) for name, value in usual.items()}
+    changed = {name: value for name, value in given.items() if value != usual[name]}
     if stage in _TRAININGS:
         recipe = vars(getattr(preset, _TRAININGS[stage]))
         given = config["training"].items()

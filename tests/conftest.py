@@ -171,7 +171,11 @@ def snapshot():
 
 
 def without_times(result):
-    return {name: x for name, x in result.items() if name not in TIMES}
+    return {
+        name: without_times(x) if isinstance(x, dict) else x
+        for name, x in result.items()
+        if name not in TIMES
+    }
 
 
 def result_of(stage):

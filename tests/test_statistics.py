@@ -10,6 +10,7 @@ from scipy import stats
 from report.statistics import (
     Contrast,
     Difference,
+    LargerGain,
     NoGain,
     Outcome,
     Peak,
@@ -141,6 +142,18 @@ def test_a_peak_needs_both_flanks(last, verdict):
     arms = {"first": [30.0, 31.1, 32.0], "peak": [32.0, 33.0, 34.0], "last": last}
     outcome = judge(test, **arms)
     assert outcome.verdict == verdict and len(outcome.contrasts) == 2
+
+
+@pytest.mark.parametrize(
+    "linear, verdict",
+    [([33.0, 34.1, 35.0], "confirmed"), ([31.0, 32.1, 33.0], "contradicted")],
+)
+def test_a_gain_is_compared_with_a_gain(linear, verdict):
+    arms = {"full": [41.0, 42.0, 43.1], "its rival": [40.0, 41.0, 42.0]}  # about +1
+    arms |= {"linear": linear, "rival": [30.0, 31.0, 32.0]}
+    outcome = judge(LargerGain(0.5, ("linear", "rival"), ("full", "its rival")), **arms)
+    assert outcome.verdict == verdict
+    assert outcome.contrasts[0].name == "gain of linear - gain of full"
 
 
 def test_no_verdict_before_all_registered_seeds_are_there():

@@ -18,7 +18,7 @@ import claims
 import study
 from data import load_labelled
 from presets import PRESETS
-from report.rows import COLUMNS, read_rows, write_rows
+from report.rows import COLUMNS, read_rows, row_of, write_rows
 from report.statistics import Table
 from stages import runs as runs_module
 from stages import work as work_module
@@ -30,6 +30,7 @@ from stages.work import Place, Work, take_lock
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(PRESETS)
+RIVAL = "labels alone, 1 x pipeline, rate x 2"
 
 
 def planner(name="demo", code="code"):
@@ -100,7 +101,7 @@ def test_the_rival_gets_the_whole_compute(name):
     arms = planner(name)
     for arm in arms.arms.values():
         epochs = arm.teacher.get("epochs")
-        if isinstance(epochs, Compute) and arm.further is None:
+        if isinstance(epochs, Compute) and arm.further is arm.transferred is None:
             whole, own = epochs.factor * arms.compute(epochs.arm), arms.compute(arm.name)
             assert whole <= own <= 1.08 * whole, arm.name
 
@@ -168,6 +169,43 @@ def test_commands_are_those_of_the_four_steps(capsys):
     ]  # fmt: skip
     assert all("--run-dir runs/again" in script for script in scripts)
     assert scripts[0].startswith("main.py --run-dir runs/again --threads 1 --preset demo")
+
+
+def test_a_transfer_starts_from_the_end_of_an_arm(capsys):
+    arms = planner("study")
+    few = {"--dataset": "cifar10", "--val-per-class": "200"}
+    for arm, script in (("pipeline", "finetuned"), (RIVAL, "teacher")):
+        last = arms.run(f"{arm}, to CIFAR-10, linear", 0)
+        assert last.parent.identity == arms.run(arm, 0).identity
+        assert flags(last).items() >= (few | {"--linear": "True"}).items()
+        assert last.multiply_adds * 3 == arms.run(f"{arm}, to CIFAR-10, full", 0).multiply_adds
+        study.main(["--commands", f"{arm}, to CIFAR-10, full"])
+        command = capsys.readouterr().out.splitlines()[-1]
+        assert "python main.py --run-dir runs/again/transferred" in command
+        assert f"--weights runs/again/{script}/model.pt" in command and "--linear" not in command
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_image_that_a_network_is_transferred_to_is_in_its_pool(name):
+    to = [a for claim in claims.claims(name) for a in claim.arms if a.transferred is not None]
+    for arm in to:
+        pool = arm.samples.get("unlabeled", claims.base(name).unlabeled)
+        assert arm.transferred["dataset"] not in pool
+    assert bool(to) == (name in ("study", "lab"))
+
+
+def test_tags_are_part_of_the_compute():
+    arms = planner("study")
+    (weak,) = arms.run("weak", 0).chain()
+    (teacher,) = arms.run("teacher", 0).chain()
+    assert flags(weak) == {"--weak-pretrain": "tiny-imagenet", "--weak-epochs": "4"}
+    assert weak.images == teacher.images + 4 * 90_000
+    assert arms.run("semi-weak", 0).chain()[0].identity == weak.identity
+    result = {"seconds": 20.5, "images_processed": teacher.images}
+    result["weak_pretrain"] = {"seconds": 30, "images_processed": 4 * 90_000}
+    row = row_of(weak, result, {"versions": {}})
+    assert (row["images"], row["seconds"]) == (str(weak.images), "50.5")
+    assert row["multiply_adds"] == str(weak.multiply_adds)
 
 
 def test_a_second_round_starts_from_the_first(capsys):
