@@ -64,12 +64,12 @@ def main(argv=None):
     args = parse(argv)
     distributed.start()
     device = set_up_device(args.device, args.deterministic)
-    stage = open_stage(flags.run_dir(args) / stage_name(args), args.resume, args.overwrite)
-    if stage is None:
-        return
-    job = prepare(args, stage, device)
-    result = training.run(job, Board)
-    print_summary(args, job, result)
+    folder = flags.run_dir(args) / stage_name(args)
+    with open_stage(folder, args.resume, args.overwrite) as stage:
+        if stage:
+            job = prepare(args, stage, device)
+            result = training.run(job, Board)
+            print_summary(args, job, result)
 
 
 def prepare(args, stage, device):

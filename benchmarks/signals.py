@@ -16,7 +16,6 @@ The images are 56 + 24 noise pictures of 8 pixels: every step is shorter than a 
 """
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -111,9 +110,10 @@ def interrupt(base, stage, ranks, where, signum):
     """Send a signal where a phase begins; -> {"line", "end", "lines", "code"}"""
     (base / "probe.py").write_text(PROBE)
     words = command(base, stage, ranks, probe=(base / "probe.py", where))
-    with open(base / "stderr", "wb") as err, subprocess.Popen(
-        words, env=environment(), stdout=subprocess.PIPE, stderr=err
-    ) as process:
+    with (
+        open(base / "stderr", "wb") as err,
+        subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=err) as process,
+    ):
         while process.stdout.readline() not in (b"here\n", b""):
             pass
         assert process.poll() is None, (base / "stderr").read_text()
@@ -163,7 +163,9 @@ def measure(folder, ranks, phases):
     shutil.copytree(whole, folder / "fresh")  # without a cache
     wanted = [(phase, stage) for phase in phases for stage in PHASES[phase][0].split()]
     for stage in STEPS:
-        if any(later >= list(STEPS).index(stage) for later in (list(STEPS).index(s) for _, s in wanted)):
+        if any(
+            later >= list(STEPS).index(stage) for later in (list(STEPS).index(s) for _, s in wanted)
+        ):
             finish(whole, stage, ranks)
     for phase, stage in wanted:
         print(f"{phase}, {stage}, {ranks} processes", flush=True)
@@ -197,10 +199,15 @@ def main(argv=None):
     with tempfile.TemporaryDirectory() as folder:
         found = {str(n): measure(Path(folder), n, args.phases) for n in args.ranks}
     for ranks, rows in found.items():
-        print(f"\n{ranks + ' process(es)':24}{'line':>8}{'end':>8}{'lines':>8}{'code':>8}{'same':>8}")
+        print(
+            f"\n{ranks + ' process(es)':24}{'line':>8}{'end':>8}{'lines':>8}{'code':>8}{'same':>8}"
+        )
         for name, row in rows.items():
             line = "never" if row["line"] is None else f"{row['line']:.2f}"
-            print(f"{name:24}{line:>8}{row['end']:8.2f}", *(f"{row[n]:>7}" for n in ("lines", "code", "same")))
+            print(
+                f"{name:24}{line:>8}{row['end']:8.2f}",
+                *(f"{row[n]:>7}" for n in ("lines", "code", "same")),
+            )
     if args.json:
         write_json(args.json, {"processes": found, "versions": versions()})
 
