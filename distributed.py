@@ -25,7 +25,10 @@ def start():
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    # torchrun --max-restarts keeps its store: new processes would find the addresses of dead ones.
+    store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
     atexit.register(dist.destroy_process_group)
     if not is_first():  # one process speaks: the others would say the same
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives

@@ -78,13 +78,13 @@ def main(argv=None):
     args = parse(argv)
     distributed.start()
     device = set_up_device(args.device, args.deterministic)
-    stage = open_stage(flags.run_dir(args) / stage_name(args), args.resume, args.overwrite)
-    if stage is None:
-        return
-    weak = pretrain(args, stage, device) if args.weak_pretrain else None
-    job = prepare(args, stage, device, weak)
-    result = training.run(job, Board)
-    print_summary(args, job, result)
+    folder = flags.run_dir(args) / stage_name(args)
+    with open_stage(folder, args.resume, args.overwrite) as stage:
+        if stage:
+            weak = pretrain(args, stage, device) if args.weak_pretrain else None
+            job = prepare(args, stage, device, weak)
+            result = training.run(job, Board)
+            print_summary(args, job, result)
 
 
 def pretrain(args, stage, device):
@@ -93,13 +93,14 @@ def pretrain(args, stage, device):
     stage: OpenStage of the step 1 that starts from it
     """
     folder = stage.folder.parent / "weak" / "teacher"
-    if weak := open_stage(folder, args.resume, args.overwrite):
-        job = prepare_weak(args, weak, device, stage.saved)
-        result = training.run(job, Board)
-        trained_on = f"{len(job.labels):,} images, {job.labelled.name}"
-        rows = tables.training_summary(result, trained_on, len(job.val), folder, len(job.classes))
-        tables.print_table("before step 1: the teacher is trained on tags", rows)
-        distributed.wait()  # the first process writes
+    with open_stage(folder, args.resume, args.overwrite) as weak:
+        if weak:
+            job = prepare_weak(args, weak, device, stage.saved)
+            result = training.run(job, Board)
+            source = f"{len(job.labels):,} images, {job.labelled.name}"
+            rows = tables.training_summary(result, source, len(job.val), folder, len(job.classes))
+            tables.print_table("before step 1: the teacher is trained on tags", rows)
+            distributed.wait()  # the first process writes
     weak = read_stage(folder, "teacher")
     was, wish = weak.config["weak_pretrain"], args.weak_pretrain
     if was != wish or args.weak_epochs not in (None, weak.config["training"]["epochs"]):

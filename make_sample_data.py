@@ -80,11 +80,16 @@ def main(argv=None):
     args = parse(argv)
     distributed.start()
     device = set_up_device(args.device, args.deterministic)
-    stage = open_stage(flags.run_dir(args) / stage_name(args), args.resume, args.overwrite)
-    if stage is None:
-        if args.export and not args.export.exists():
+    folder = flags.run_dir(args) / stage_name(args)
+    with open_stage(folder, args.resume, args.overwrite) as stage:
+        if stage:
+            select(args, stage, device)
+        elif args.export and not args.export.exists():
             export_finished(args)
-        return
+
+
+def select(args, stage, device):
+    """Score, rank, write, show."""
     if args.export:
         selection.check_export(args.export)
     job = prepare(args, stage, device)

@@ -56,13 +56,13 @@ def main(argv=None):
     args = parse(argv)
     distributed.start()
     device = set_up_device(args.device, args.deterministic)
-    stage = open_stage(flags.run_dir(args) / stage_name(args), args.resume, args.overwrite)
-    if stage is None:
-        return
-    samples = stage.parent("samples", args.selection)
-    job = prepare(args, stage, samples, device)
-    result = training.run(job, Board)
-    print_summary(args, job, samples, result)
+    folder = flags.run_dir(args) / stage_name(args)
+    with open_stage(folder, args.resume, args.overwrite) as stage:
+        if stage:
+            samples = stage.parent("samples", args.selection)
+            job = prepare(args, stage, samples, device)
+            result = training.run(job, Board)
+            print_summary(args, job, samples, result)
 
 
 def prepare(args, stage, samples, device):

@@ -5,6 +5,7 @@ program     exit codes, errors in one line
 signals     Ctrl-C and SIGTERM: save first, then stop
 device      what a step computes with: device, precision, threads
 folder      a stage's folder: its states, its files
+lock        one writer to a folder at a time
 records     config.json and result.json: their fields, and the hash of every file of a stage
 lifetime    a stage from its first look at its folder to its result.json
 finished    what a finished stage hands on to the next one

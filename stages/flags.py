@@ -16,7 +16,9 @@ from presets import PRESETS, Training
 
 from .folder import finished_already, next_action
 from .inherit import DEFAULT_PRESET, INHERITED
+from .lock import taken
 from .records import check_stage
+from .signals import from_the_start, say
 
 # The names of what data/, engine.py and ranking.py have; a test compares them.
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
@@ -141,17 +143,23 @@ def stage_parser(description, training=True):
 
 
 def answer_early(parse, stage_name):
-    """--help, a wrong flag, a stage that is finished: end the program before torch is imported.
+    """--help, a wrong flag, a stage that is finished or somebody else's: end the program before
+    torch is imported.  From here on a signal ends it in one line.
 
     parse: argv -> arguments;  stage_name: arguments -> the stage
     """
+    from_the_start()
     args = parse(None)
     with suppress(ValueError, OSError):  # the program itself will say what is wrong
         folder = run_dir(args) / stage_name(args)
+        first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one writes and speaks
+        if first and (said := taken(folder)):
+            say(said)
+            raise SystemExit(2)
         nothing = next_action(folder, args.resume, args.overwrite) == "nothing"
         if nothing and not getattr(args, "export", None):
             check_stage(folder)
-            if os.environ.get("RANK", "0") == "0":  # of torchrun's processes one speaks
+            if first:
                 print(finished_already(folder))
             raise SystemExit
 

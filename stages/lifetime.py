@@ -1,7 +1,7 @@
 """A stage from its first look at its folder to its result.json."""
 
 import json
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,9 @@ import distributed
 from data import write_json, write_text
 
 from .finished import check_parent, read_stage
-from .folder import WORKING_FILES, clear, finished_already, next_action, remove
+from .folder import WORKING_FILES, clear, finished_already, next_action, remove, state_of
 from .inherit import check_unchanged
+from .lock import only_writer
 from .program import working
 from .records import check_stage, hashes_of, read_record, sealed
 
@@ -47,17 +48,24 @@ class OpenStage:
             check_unchanged(self.saved, config)
 
 
+@contextmanager
 def open_stage(folder, resume, overwrite):
     """-> OpenStage, or None, saying so, where the stage is finished and --resume keeps it.
 
-    Raises ValueError for work that is already there, and where --resume finds a damaged file.
+    In this context no other program writes to the folder.
+    Raises ValueError for work that is already there, for a folder that somebody writes to, and
+    where --resume finds a damaged file.
     """
-    action = next_action(folder, resume, overwrite)
-    if action == "nothing":
-        check_stage(folder)
-        print(finished_already(folder))
-        return None
-    return OpenStage(folder, read_record(folder / "config.json") if action == "resume" else None)
+    writes = overwrite or state_of(folder) != "finished"
+    with only_writer(folder) if writes and distributed.is_first() else nullcontext():
+        action = next_action(folder, resume, overwrite)
+        if action == "nothing":
+            check_stage(folder)
+            print(finished_already(folder))
+            yield None
+            return
+        saved = read_record(folder / "config.json") if action == "resume" else None
+        yield OpenStage(folder, saved)
 
 
 @contextmanager

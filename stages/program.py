@@ -7,16 +7,14 @@ main.py` adds the traceback.
 
 import errno
 import functools
-import signal
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
 import distributed
 
-from .signals import Interrupted, handled
+from .signals import Interrupted, handled, say, say_stopped
 
 
 class Failure(Exception):
@@ -37,22 +35,21 @@ def program(main):
         except RuntimeError as error:
             if distributed.size() == 1:
                 raise
-            _exit(1, error)  # most likely another process has failed, and says why
+            reason = f"{error}".partition("\n")[0]
+            ended = f"another process has failed or was killed ({reason}); go on with --resume"
+            _exit(1, Failure(ended))
         except (ValueError, OSError) as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             _exit(1 if full else 2, error)
         except Interrupted as stopped:
-            name = signal.Signals(stopped.signum).name
-            _exit(128 + stopped.signum, f"stopped by {name}")
+            say_stopped(stopped.signum)
+            raise SystemExit(128 + stopped.signum) from None
 
     return wrapper
 
 
 def _exit(code, error):
-    line, script = " ".join(str(error).split()), Path(sys.argv[0])
-    who = script.parent.name if script.name == "__main__.py" else script.name
-    who += f" (process {distributed.rank()})" if distributed.size() > 1 else ""
-    print(f"{who}: {line}", file=sys.stderr)
+    say(" ".join(str(error).split()))
     if sys.flags.dev_mode and isinstance(error, Exception):
         raise error
     raise SystemExit(code)

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from tqdm import tqdm
@@ -142,7 +143,10 @@ def train_and_log(job, log, state, images, val, augment, saved):
         total=job.images_to_process, initial=state.images, unit="img", unit_scale=True,
         disable=None, desc=job.stage.name,
     )  # fmt: skip
-    for _ in fit(state, images, job.labels, augment, compiler):
+    steps = fit(state, images, job.labels, augment, compiler)
+    if state.epoch > metrics.get("epoch", 0):  # a signal cut its evaluation short
+        steps = chain([state], steps)
+    for _ in steps:
         epoch_ends, done = state.batch == 0, state.epoch == job.recipe.epochs
         if not (clock.over(state.step) or epoch_ends):
             continue
@@ -156,13 +160,14 @@ def train_and_log(job, log, state, images, val, augment, saved):
             seconds = time.monotonic() - epoch_began
             due = done or state.epoch % every == 0
             logits = evaluate(state, val, augment.normalise) if due else None
-            top1, top5 = accuracy(logits, job.val.labels) if due else (None, None)
-            metrics = {"epoch": state.epoch, **numbers, "val_top1": top1, "val_top5": top5}
-            rate = (state.images - epoch_from) / seconds
-            if log:
-                log.epoch({**metrics, "seconds": seconds, "images_per_second": rate})
-                if bar.disable:  # no terminal: a file, a notebook, a job of a cluster
-                    print(_epoch_line(metrics, job.recipe.epochs, rate), flush=True)
+            if logits is not None or not due:
+                top1, top5 = accuracy(logits, job.val.labels) if due else (None, None)
+                metrics = {"epoch": state.epoch, **numbers, "val_top1": top1, "val_top5": top5}
+                rate = (state.images - epoch_from) / seconds
+                if log:
+                    log.epoch({**metrics, "seconds": seconds, "images_per_second": rate})
+                    if bar.disable:  # no terminal: a file, a notebook, a job of a cluster
+                        print(_epoch_line(metrics, job.recipe.epochs, rate), flush=True)
             epoch_began, epoch_from = time.monotonic(), state.images
         # Asked once: a signal after this belongs to the next look.  All processes stop together.
         signum = distributed.largest(signals.interruption() or 0)
@@ -194,15 +199,21 @@ def evaluate(state, images, prepare):
     """Logits (N,C) on the CPU, whatever the number of processes; each predicts its share.
 
     They are collected on the device and copied once, since a copy makes a GPU wait.
+    None where a signal has cut one of the processes short, see `signals.came_to_its_end`.
     """
     network = state.network
     distributed.same_(network.buffers())  # each process's batch norm has seen its own share
     first, last = distributed.share(len(images), EVALUATED)
     _, head = head_of(network)
     logits = torch.zeros(len(images), head.out_features, device=state.sums.device)
-    for start, chunk in predict(network, images, prepare, EVALUATED, first, last, state.precision):
-        logits[start : start + len(chunk)] = chunk
-    return distributed.total_(logits).cpu()
+    chunks = predict(network, images, prepare, EVALUATED, first, last, state.precision)
+
+    def collect():
+        for start, chunk in chunks:
+            logits[start : start + len(chunk)] = chunk
+
+    cut = distributed.largest(int(not signals.came_to_its_end(collect)))
+    return None if cut else distributed.total_(logits).cpu()
 
 
 def test_once(state, images, prepare):

@@ -9,29 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-try:
-    import fcntl
-except ImportError:  # Windows, where nothing keeps two studies out of one run
-    fcntl = None
+from .lock import fcntl, take_lock
 
 POLL_SECONDS = 0.1
-
-
-def take_lock(path):
-    """-> a file descriptor that holds the lock, None where somebody else has it.
-
-    The kernel gives it up with the last process that has it open, however that ends: nothing is
-    left behind by kill -9, and a step that outlives its study.py keeps it until it is done.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        if fcntl:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
 
 
 @dataclass

@@ -22,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def launch(script, *flags):
+def launch(script, *flags, restarts=0):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*LAUNCH, str(script), *map(str, flags)]
+    command = [*LAUNCH, f"--max-restarts={restarts}", str(script), *map(str, flags)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -169,23 +169,33 @@ def test_two_processes_select_what_one_selects_byte_for_byte(
     assert result_of(tmp_path / "samples") == result_of(base / "lent" / "samples")
 
 
-def test_two_stopped_processes_go_on_together_to_the_same_bits(tmp_path, folder_flags):
+def test_two_stopped_or_killed_processes_go_on_together_to_the_same_bits(tmp_path, folder_flags):
     """The signal reaches them at different moments, and they have to stop at the same step."""
-    flags = [*folder_flags, "--device", "cpu", "--batch-size", "6", "--epochs", "80"]
+    flags = [*folder_flags, "--device", "cpu", "--batch-size", "6", "--epochs", "120"]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
-    process = launch(ROOT / "main.py", *flags, "--run-dir", stopped)
     metrics = stopped / "teacher/metrics.jsonl"
+    process = launch(ROOT / "main.py", *flags, "--run-dir", stopped)
     wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3, process)
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=200)
     assert process.returncode != 0 and "go on with --resume" in out, error
+    assert [line for line in error.splitlines() if line.startswith("main.py")] == [
+        "main.py (process 0): SIGTERM: finishing this step, then saving; Ctrl-C again ends at once"
+    ]
     assert (stopped / "teacher/resume.pt").exists()
     assert not (stopped / "teacher/result.json").exists()
 
     (tmp_path / "steps.py").write_text(STEPS)
     steps = [("main", [*flags, "--run-dir", str(stopped), "--resume"])]
     steps += [("main", [*flags, "--run-dir", str(whole)])]
-    finish(launch(tmp_path / "steps.py", ROOT, json.dumps(steps)))
+    epochs = metrics.read_text().count("\n")
+    process = launch(tmp_path / "steps.py", ROOT, json.dumps(steps), restarts=1)
+    wait_for(lambda: metrics.read_text().count("\n") >= epochs + 3, process)
+    _, first, *_ = (stopped / "teacher/lock").read_text().split()
+    os.kill(int(first), signal.SIGKILL)
+    _, error = process.communicate(timeout=200)
+    assert process.returncode == 0, error
+    assert "(process 1): another process has failed or was killed" in error
     assert_same_training(stopped / "teacher", whole / "teacher")
 
 

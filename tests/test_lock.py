@@ -1,0 +1,104 @@
+"""One writer to a stage's folder at a time; a dead one is in nobody's way."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stages.lock import NAME, fcntl, only_writer, take_lock
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.skipif(fcntl is None, reason="no locks on this system")
+
+HOLD = """
+import pathlib, sys, time
+from stages.lock import take_lock
+lock = take_lock(pathlib.Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Another process that writes to tmp_path/run/teacher."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run/teacher" / NAME)]
+    pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, env=environment, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def names(error, holder):
+    who = f"process {holder.pid} on {socket.gethostname()} since {time.strftime('%Y-')}"
+    return error.count("\n") == 1 and who in error
+
+
+@pytest.mark.parametrize("flags", ["", "--resume", "--overwrite"])
+def test_a_second_writer_is_refused_and_told_of_the_first(
+    holder, tmp_path, refused, folder_flags, flags
+):
+    assert names(refused("teacher", tmp_path / "run", *folder_flags, flags), holder)
+
+
+def test_a_second_writer_is_refused_before_torch_is_imported(holder, tmp_path):
+    block = "import sys; sys.modules['torch'] = None\n"  # to import it raises ImportError
+    run = f"import runpy; sys.argv = ['main.py', '--run-dir', {str(tmp_path / 'run')!r}]\n"
+    code = block + run + f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and names(done.stderr, holder), done.stderr
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_lock_of_a_killed_process_blocks_nobody(holder, tmp_path, step, folder_flags):
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    run = tmp_path / "run"
+    assert (run / "teacher" / NAME).exists()
+    assert step("teacher", run, *folder_flags, "--epochs 1") == 0
+    assert not (run / "teacher" / NAME).exists()
+
+
+def test_a_folder_that_nothing_was_written_to_is_not_left_behind(tmp_path):
+    folder = tmp_path / "new" / "run" / "teacher"
+    with only_writer(folder):
+        assert folder.exists()
+    assert list(tmp_path.iterdir()) == []
+    with only_writer(folder):
+        (folder / "config.json").touch()
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_a_lock_file_that_its_holder_removes_just_then_locks_nobody_in(tmp_path, monkeypatch):
+    """Opened before its holder has removed it, locked after: the next one would make a new file."""
+    path, flock = tmp_path / NAME, fcntl.flock
+
+    def late(*arguments):
+        monkeypatch.undo()
+        path.unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    lock = take_lock(path)
+    assert take_lock(path) is None
+    os.close(lock)
+
+
+def test_a_disk_without_locks_is_named_and_stops_nobody(tmp_path, monkeypatch, capsys):
+    def none(*arguments):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with only_writer(tmp_path / "teacher"):
+        error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(tmp_path) in error and "not supported" in error
