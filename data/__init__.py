@@ -44,4 +44,4 @@ from .labelled import LABELLED_SETS, LabelledImages, LabelledSet, load_labelled
 from .pool import Pool, draw, open_pool, reopen_pool
 from .sources import NO_CLASS, UNKNOWN, Source
 from .splits import Split, split
-from .whole_file import whole_file, write_json, write_text
+from .whole_file import named, whole_file, write_json, write_text

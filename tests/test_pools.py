@@ -330,6 +330,22 @@ def test_damaged_cache_is_built_again(tmp_path, decoded, file, harm):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.parametrize("file", ["images.npy", "meta.json", "checksums.npy"])
+def test_a_flipped_bit_in_the_cache_is_noticed_wherever_it_is(tmp_path, decoded, capsys, file):
+    write(tmp_path / "pool" / "a.png", picture())
+    first = pixels(open_sources([tmp_path / "pool"], tmp_path, 16)[0])
+    [path] = (tmp_path / "cache").glob(f"*/{file}")
+    content = path.read_bytes()
+    for share in (0.2, 0.5, 0.8):
+        content = path.read_bytes()
+        damaged = bytearray(content)
+        damaged[int(share * len(content))] ^= 4
+        path.write_bytes(damaged)
+        decoded.clear()
+        assert (pixels(open_sources([tmp_path / "pool"], tmp_path, 16)[0]) == first).all()
+        assert path.read_bytes() == content and decoded == ["a.png"]
+
+
 def cache_of(folder, name, read, count=600, size=8, hashes=False):
     return Cache(folder, name, MemorySource(count, read), {}, size, hashes)
 
