@@ -35,6 +35,7 @@ from data import (
     load_labelled,
     open_pool,
     pixel_hash,
+    selection,
     split,
 )
 from data import cache as cache_module
@@ -533,6 +534,67 @@ def test_a_sparse_member_is_not_a_regular_file(tmp_path):
 
 
 @posix
+def test_a_tar_leads_nowhere_else(tmp_path):
+    content, kinds = encode(picture()), (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE)
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name in ("../out.png", "/abs/out.png", "a/../../out.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for number, kind in enumerate(kinds):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+    before = {path for path in tmp_path.rglob("*")}
+    [source] = open_sources([tmp_path / "s.tar"], tmp_path / "data", 16)
+    listed = {source.names[i]: reason for i, reason in source.unreadable.items()}
+    outside = [f"s.tar/{name}" for name in ("../out.png", "/abs/out.png", "a/../../out.png")]
+    assert listed == {
+        **dict.fromkeys(outside, "name leads out of the archive"),
+        **{f"s.tar/{number}.png": "not a regular file" for number in range(3)},
+    }
+    assert {path for path in tmp_path.rglob("*") if "data" not in path.parts} == before
+
+
+@posix
+def test_links_out_of_a_pool_are_reported(tmp_path, capsys):
+    write(tmp_path / "elsewhere" / "far.png", picture(1))
+    write(tmp_path / "pool" / "near.png", picture())
+    (tmp_path / "pool" / "inside.png").symlink_to("near.png")
+    open_sources([tmp_path / "pool"], tmp_path, 16)
+    assert not capsys.readouterr().err
+    (tmp_path / "pool" / "out.png").symlink_to(tmp_path / "elsewhere" / "far.png")
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "'out.png'" in error and str(tmp_path / "pool") in error
+    assert not source.unreadable and len(source) == 3
+
+
+@posix
+def test_names_that_look_alike_are_kept_apart(tmp_path):
+    nfc, nfd = "caf\u00e9.png", "cafe\u0301.png"
+    names = [nfc, nfd, 'a "quoted", name.png', "new\nline.png", "carriage\rreturn.png"]
+    for seed, name in enumerate(names):
+        write(tmp_path / "pool" / name, picture(seed))
+    if len(list((tmp_path / "pool").iterdir())) < len(names):
+        pytest.skip("this file system takes the two for one")
+    pool = open_pool([tmp_path / "pool"], tmp_path, 16)
+    images, numbers = pool.names_of(0, len(pool)), np.arange(1, len(pool) + 1)
+    selection.write_selection(tmp_path / "s.csv", images, numbers % 2, numbers / 8, numbers)
+    again, *_ = selection.read_selection(tmp_path / "s.csv", 2)
+    assert sorted(images) == sorted(f"pool/{name}" for name in names) and again == images
+    for seed, name in enumerate(names):
+        [position] = pool.positions([f"pool/{name}"])
+        assert (pool.images[[position]][0].numpy() == fit_square(picture(seed), 16)).all()
+
+
+def test_a_pool_of_one_image_is_a_pool(tmp_path):
+    write(tmp_path / "pool" / "a.png", picture())
+    pool = open_pool([tmp_path / "pool"], tmp_path, 16)
+    assert len(pool) == 1 and pool.name_of(0) == "pool/a.png" and pool.count_copies() == 0
+
+
+@posix
 def test_strange_members_of_a_tar(tmp_path):
     write(tmp_path / "p" / "a.png", picture())
     write(tmp_path / "p" / ".b.png", picture())
@@ -670,6 +732,39 @@ def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
     assert [again.tag(i) for i in range(2)] == ["n01", "n02"]
     assert (pixels(again) == pixels(source)).all()
     assert not list((tmp_path / "data").glob("*.partial*"))
+
+
+BOMBS = {  # a few bytes that claim 60,000 x 60,000 pixels
+    "png": png_claiming(60000, 60000),
+    "jpeg": (jpeg := encode(picture(), ".jpg"))[: (at := jpeg.index(b"\xff\xc0") + 5)]
+    + struct.pack(">HH", 60000, 60000)
+    + jpeg[at + 4 :],
+    "bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, 60000, 60000, 1, 24, *[0] * 6),
+    "pnm": b"P6 60000 60000 255\n" + bytes(99),
+    "gif": b"GIF89a" + struct.pack("<HHBBB", 60000, 60000, 0, 0, 0) + bytes(99),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says the peak")
+def test_a_decompression_bomb_is_refused_before_it_takes_memory():
+    program = (
+        "import sys, resource, data\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "for size in map(int, sys.argv[1:]):\n"
+        "    try: data.decode(sys.stdin.buffer.read(size)); print('read')\n"
+        "    except data.Unreadable as reason: pass\n"
+        "print(peak() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *(str(len(content)) for content in BOMBS.values())],
+        input=b"".join(BOMBS.values()),
+        capture_output=True,
+        cwd=Path(__file__).parents[1],
+        check=True,
+    )
+    assert int(done.stdout) < 200_000  # KB; with OpenCV's own limit 3.2 GB
 
 
 @pytest.mark.slow
