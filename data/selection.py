@@ -158,9 +158,7 @@ def _write_csv(path, header, rows):
         usual = csv.writer(file, lineterminator="\n")
         quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         usual.writerow(header)
-        for (
-            row
-        ) in rows:  # a carriage return is left unquoted by `usual` and ends a line for readers
+        for row in rows:  # `usual` leaves a carriage return unquoted, which ends a line for readers
             (quoted if any("\r" in str(field) for field in row) else usual).writerow(row)
 
 
