@@ -13,6 +13,7 @@ import hashlib
 import json
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from .decode import checksums
+from .images import Images
 from .listing import spans
 from .whole_file import clear_abandoned, remove, whole_file
-from .workers import chunk_size, decode_all
+from .workers import chunk_size, cores, decode_all
 
 VERSION = 4  # raise it when the pixels or the files change
-COMPARED = 2**25  # bytes of images that are compared with their checksums at a time
+COMPARED = 2**23  # bytes of images that a thread compares with their checksums at a time
 
 
 @dataclass(frozen=True)
@@ -110,15 +112,20 @@ def _load(folder):
 
 def _load_compared(folder):
     """`_load`, but None as well where an image is not the one that was written; stderr says so."""
-    block, same = _load(folder), True
+    block = _load(folder)
     if block is None:
         return None
-    step = max(1, COMPARED // block.images[:1].nbytes)
-    for first in range(0, len(block.checksums), step):
+    images, step = Images.of(block.images), max(1, COMPARED // block.images[:1].nbytes)
+
+    def same(first):
         part = slice(first, first + step)
-        same &= np.array_equal(checksums(block.images[part]), block.checksums[part])
-    if same:
-        return block
+        found = checksums(images[part].numpy())
+        images.release_pages()
+        return np.array_equal(found, block.checksums[part])
+
+    with ThreadPoolExecutor(cores()) as pool:
+        if all(pool.map(same, range(0, len(block.checksums), step))):
+            return block
     print(f"the cache {folder} is damaged, its images are decoded again", file=sys.stderr)
     remove(folder)
     return None
