@@ -337,7 +337,7 @@ def test_a_flipped_bit_in_the_cache_is_noticed_wherever_it_is(tmp_path, decoded,
     first = pixels(open_sources([tmp_path / "pool"], tmp_path, 16)[0])
     [path] = (tmp_path / "cache").glob(f"*/{file}")
     content = path.read_bytes()
-    for share in (0.2, 0.5, 0.8):
+    for share in (0.2, 0.5, 0.999):
         content = path.read_bytes()
         damaged = bytearray(content)
         damaged[int(share * len(content))] ^= 4
