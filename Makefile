@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo lab rival tensorboard test check lab-check gpu-check clean
+.PHONY: demo lab rival tensorboard test check audit lab-check gpu-check clean
 
 # What is finished stays; `make demo FLAGS=--overwrite` starts anew.
 demo lab rival: FLAGS = --resume
@@ -29,6 +29,12 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -m "not slow"
+
+# Known holes of the packages that requirements.txt asks for, from pypi.org's advisories.
+audit: $(VENV)/installed-dev
+	@if $(BIN)/python -c "import urllib.request as u; u.urlopen('https://pypi.org/pypi/pip/json', timeout=10)" 2>/dev/null; \
+	then $(BIN)/pip-audit --progress-spinner off -r requirements.txt; \
+	else echo "audit skipped: pypi.org does not answer, and it has the advisories"; fi
 
 # The lab's solutions, from top to bottom, as a student would run them.
 lab-check: $(VENV)/installed-dev

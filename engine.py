@@ -87,11 +87,13 @@ class TrainState:
         before that step.
         """
         loss, right, bad = distributed.total_(self.sums.clone()).tolist()
-        if bad:
+        if bad:  # the first one refused itself and all steps after it
             raise FloatingPointError(
-                f"the training loss is not finite at or just before step {self.step}, in epoch "
+                f"the training loss or a gradient is not finite in step "
+                f"{self.step + 1 - round(bad / distributed.size())}, in epoch "
                 f"{self.epoch + (self.batch > 0)}; lower --learning-rate (now "
-                f"{self.recipe.learning_rate:g}) or lengthen --warmup"
+                f"{self.recipe.learning_rate:g}) or lengthen --warmup, and start anew with "
+                f"--overwrite"
             )
         seen = max(1, self.seen)
         return {"lr": self.rate, "train_loss": loss / seen, "train_top1": 100 * right / seen}
@@ -232,11 +234,12 @@ def _moved(batch, device):
 def _refuse_what_is_not_finite(optimizer, loss, refused):
     """Let the next optimizer.step() change nothing if it is not finite or `refused` is above 0.
 
-    The fused optimizer reads `found_inf` on the device, so nothing waits.  What is not finite flows
-    back through all layers, so the first layer's gradient tells.  Several processes share gradients
-    and not losses, and have to decide alike: they look at the gradient alone.
+    The fused optimizer reads `found_inf` on the device, so nothing waits.  Several processes share
+    gradients and not losses, and have to decide alike: they look at the gradients alone.
     """
-    finite = optimizer.param_groups[0]["params"][0].grad.isfinite().all()
+    (group,) = optimizer.param_groups
+    gradients = [p.grad for p in group["params"] if p.grad is not None]
+    finite = torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()
     if distributed.size() == 1:
         finite &= loss.detach().isfinite()
     optimizer.found_inf = (~finite | (refused > 0)).float()

@@ -13,7 +13,6 @@ Reads    claims.py; the data sets
 Writes   RUNS_DIR/<identity>/<stage>; in RESULTS: runs.csv, verdicts.md, figures/*.svg
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -23,6 +22,7 @@ from claims import TUNING, base, claims
 from report.rows import accuracies, read_rows, row_of, write_rows
 from report.statistics import Table
 from report.study_page import print_verdicts, write_page
+from stages import flags
 from stages.arms import Planner
 from stages.cluster import ClusterPlace
 from stages.progress import Line, Rates, Stop, time_words
@@ -33,15 +33,15 @@ ROOT = Path(__file__).parent
 
 
 def parse(argv):
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
-    add = parser.add_argument
+    parser = flags.bare_parser(__doc__)
+    add, count = parser.add_argument, flags.number(int, 1, 1000)
     add("--preset", default="study", help="settings that the arms change (default study)")
     add("--claims", nargs="+", metavar="NAME", help="some of the claims (default all)")
-    add("--seeds", type=int, metavar="N", help="seeds of every claim (default: those registered)")
-    add("--jobs", type=int, metavar="N", help="runs at a time (default: one a core; 1 on a GPU)")
+    add("--seeds", type=count, metavar="N", help="seeds of every claim (default: those registered)")
+    add("--jobs", type=count, metavar="N", help="runs at a time (default: one a core; 1 on a GPU)")
     add("--cluster", choices=("slurm",), help="run there, JOBS at a time; needs submitit")
-    add("--budget-minutes", type=float, metavar="M", help="stop then, everything saved")
+    minutes = flags.number(float, 0, exclusive=True)
+    add("--budget-minutes", type=minutes, metavar="M", help="stop then, everything saved")
     add("--dry-run", action="store_true", help="print what there is to do, and stop")
     add("--report", action="store_true", help="remake tables and figures, and stop")
     add("--commands", metavar="ARM", help="print the commands that repeat an arm, and stop")
@@ -49,9 +49,6 @@ def parse(argv):
     add("--runs-dir", type=Path, metavar="DIR", help="default runs/study/<preset>")
     add("--results", type=Path, metavar="DIR", help="default results; on the demo RUNS_DIR")
     args = parser.parse_args(argv)
-    for name in ("seeds", "jobs", "budget_minutes"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            parser.error(f"argument --{name.replace('_', '-')}: must be above 0")
     args.runs_dir = args.runs_dir or Path("runs/study") / args.preset
     args.results = args.results or (args.runs_dir if args.preset == "demo" else Path("results"))
     return args

@@ -1,7 +1,7 @@
-"""What damage and kills do: every artefact of a run with a flipped bit or a cut, and kill -9.
+"""What damage does: every artefact of a run with a flipped bit or a cut.
 
-    python benchmarks/faults.py --json docs/results/faults.json   # 300 cases, 100 kills
-    python benchmarks/faults.py --cases 60 --kills 8 --seed 1
+    python benchmarks/faults.py --json docs/results/faults.json   # 300 cases
+    python benchmarks/faults.py --cases 60 --seed 1
 
 Sweep    one file of a small demo run is damaged, half of the cases by a flipped bit at a random
          place, half by a cut at a random length; then the program that reads it runs:
@@ -10,26 +10,21 @@ Sweep    one file of a small demo run is damaged, half of the cases by a flipped
          unnamed     refused by an error that names another thing
          silent      it ends, with other results
          traceback   anything else
-Kills    a step is killed at a random moment, again and again with --resume up to three times in a
-         row, then --resume ends it; every file is compared with those of a run that was never
-         killed (metrics.jsonl without its times), and the names of all files that are left.
-         State is saved after every step and every chunk here.  Linux and macOS: it forks.
 
+The pool is the digits that are held out and a folder of pictures, which is decoded into the cache.
 TensorBoard's pictures are left out: to draw them takes longer than all the rest.
-Writes   with --json FILE: {"sweep": {artefact: {outcome: cases}}, "kills": {step: ...}}; a part
-         that is not run (0 cases, 0 kills) keeps the figures that FILE has
+Writes   with --json FILE: {"sweep": {artefact: {outcome: cases}}, ...}; what kills.py has written
+         there stays
 """
 
 import argparse
 import contextlib
 import io
 import json
-import multiprocessing
 import random
 import shutil
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
@@ -53,10 +48,11 @@ SHORT = ["--epochs", "3", "--passes", "1"]
 CHUNKS = ["--batch-size", "100"]  # of the pool, so that there are moments between them
 STEPS = {
     "teacher": (training_program.main, [*SMALL, *SHORT]),
-    "samples": (make_sample_data.main, ["--k", "20", *CHUNKS]),
+    "samples": (make_sample_data.main, ["--k", "20", *CHUNKS, "--unlabeled", "heldout"]),
     "student": (student_train.main, SHORT),
     "finetuned": (training_program.main, ["--student-network", "True", *SHORT]),
 }
+pool = []  # a folder of pictures beside the held-out digits, see `pictures`
 OUTCOMES = ("noticed", "harmless", "unnamed", "silent", "traceback")
 TIMES = ("seconds", "images_per_second")
 
@@ -66,8 +62,7 @@ def parse(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--cases", type=flags.number(int, 0), default=300, metavar="N", help="default 300")
-    add("--kills", type=flags.number(int, 0), default=100, metavar="N", help="default 100")
+    add("--cases", type=flags.number(int, 1), default=300, metavar="N", help="default 300")
     add("--seed", type=flags.number(int, 0), default=0, metavar="N", help="default 0")
     add("--json", type=Path, metavar="FILE")
     return parser.parse_args(argv)
@@ -76,6 +71,7 @@ def parse(argv):
 def step(stage, base, *more):
     """Run a step in the folder `base`; -> its exit code, what it printed, and the errors."""
     program, own = STEPS[stage]
+    own = [*own, *pool] if stage == "samples" else own
     where = ["--run-dir", base / "run", "--data-dir", base / "data", "--device", "cpu"]
     return call(program, *own, *where, *more)
 
@@ -93,6 +89,16 @@ def call(program, *arguments):
     return code, out.getvalue(), error.getvalue()
 
 
+def pictures(folder):
+    """Make the folder of pictures that is in the pool from now on."""
+    random_pixels = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(40):
+        pixels = random_pixels.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), pixels)
+    pool[:] = [folder]
+
+
 def contents(folder):
     """{name: bytes} of a stage's files that two runs share, times left out."""
     found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -104,9 +110,6 @@ def contents(folder):
         lines = [{name: x for name, x in line.items() if name not in TIMES} for line in lines]
         found["metrics.jsonl"] = lines
     return found
-
-
-# --- the sweep ----------------------------------------------------------------------------------
 
 
 def targets(base):
@@ -123,6 +126,10 @@ def targets(base):
         found[f"{Path(file).name}, predict.py"] = relative, predicted(relative)
     for name in ("model.pt", "config.json", "result.json"):
         found[f"finetuned/{name}, export.py"] = f"run/finetuned/{name}", exported
+    for path in sorted((base / "data" / "cache").rglob("*")):
+        if path.is_file():
+            kind = path.parent.name if path.suffix == ".json" and path.stem != "meta" else path.name
+            found[f"cache, {kind}"] = path.relative_to(base).as_posix(), stage_reader("samples")
     for stage, own in (("teacher", "metrics.jsonl"), ("samples", "scores-0.bin")):
         for name in ("resume.pt", "config.json", own):
             file = f"half-{stage}/run/{stage}/{name}"
@@ -203,6 +210,7 @@ def sweep(folder, cases, chance):
     """{artefact: {outcome: cases}}, and what went wrong: [str]."""
     whole, case = folder / "whole", folder / "case"
     whole.mkdir()
+    pictures(folder / "pictures")
     prepare(whole)
     found, faults, expected = {}, [], {}
     wanted = targets(whole)
@@ -230,53 +238,6 @@ def sweep(folder, cases, chance):
     return found, faults
 
 
-# --- the kills ----------------------------------------------------------------------------------
-
-
-def kills(folder, count, chance):
-    """{step: {"rounds", "kills", "resumed to the same bytes", "files left behind"}}"""
-    whole, found = folder / "never", {}
-    seconds = {stage: forked(stage, whole) for stage in STEPS}
-    for number in range(count):
-        stage = list(STEPS)[number % len(STEPS)]
-        base = folder / "killed"
-        for earlier in list(STEPS)[: list(STEPS).index(stage)]:
-            shutil.copytree(whole / "run" / earlier, base / "run" / earlier)
-        row = found.setdefault(stage, {"rounds": 0, "kills": 0, "same": 0, "left": 0})
-        for _ in range(chance.randint(1, 3)):
-            row["kills"] += forked(stage, base, chance.uniform(0, seconds[stage])) is None
-        forked(stage, base)
-        names = {path.name for path in (base / "run" / stage).iterdir()}
-        left = {n for n in names if not (whole / "run" / stage / n).exists() and "events" not in n}
-        left |= {path.name for path in (base / "data").rglob("*.partial-*")}
-        row["rounds"] += 1
-        row["left"] += bool(left)
-        row["same"] += contents(base / "run" / stage) == contents(whole / "run" / stage)
-        shutil.rmtree(base)
-    return found
-
-
-def forked(stage, base, kill_after=None):
-    """Run a step in a process of its own; -> its seconds, None if it was killed."""
-    fork = multiprocessing.get_context("fork")
-    process, began = fork.Process(target=step_or_exit, args=(stage, base)), time.monotonic()
-    process.start()
-    process.join(kill_after)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        return None
-    assert process.exitcode == 0, stage
-    return time.monotonic() - began
-
-
-def step_or_exit(stage, base):
-    code, _, error = step(stage, base, "--resume")
-    if code:
-        print(error, file=sys.stderr)
-    raise SystemExit(code)
-
-
 def print_table(rows):
     columns = list(next(iter(rows.values())))
     print(f"\n{'':36}", *(f"{name:>10}" for name in columns))
@@ -285,26 +246,29 @@ def print_table(rows):
     print(f"{'all':36}", *(f"{sum(row[column] for row in rows.values()):10}" for column in columns))
 
 
-def main(argv=None):
-    args = parse(argv)
+def quick():
+    """One thread, state saved after every step and every chunk, no pictures."""
     torch.set_num_threads(1)
     training.LOOK_SECONDS = training.SAVE_SECONDS = scoring.SAVE_SECONDS = -1
     for name in ("add_figure", "add_pr_curve", "add_embedding"):
         setattr(SummaryWriter, name, lambda *arguments, **options: None)
-    chance, result = random.Random(args.seed), {}
-    if args.json and args.json.exists():
-        result = json.loads(args.json.read_text(encoding="utf-8"))
+
+
+def write_part(path, name, rows, seed):
+    """Put one part of the figures into a JSON file, beside the others that it has."""
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_json(path, result | {name: rows, "seed": seed, "versions": versions()})
+
+
+def main(argv=None):
+    args = parse(argv)
+    quick()
     with tempfile.TemporaryDirectory() as folder:
-        if args.kills:
-            result["kills"] = kills(Path(folder), args.kills, chance)
-            print_table(result["kills"])
-        if args.cases:
-            result["sweep"], faults = sweep(Path(folder), args.cases, chance)
-            print_table(result["sweep"])
-            print(*faults, sep="\n")
-    result |= {"seed": args.seed, "versions": versions()}
+        rows, faults = sweep(Path(folder), args.cases, random.Random(args.seed))
+    print_table(rows)
+    print(*faults, sep="\n")
     if args.json:
-        write_json(args.json, result)
+        write_part(args.json, "sweep", rows, args.seed)
 
 
 if __name__ == "__main__":

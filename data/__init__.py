@@ -47,4 +47,4 @@ from .pool import Pool, draw, open_pool, reopen_pool
 from .sources import NO_CLASS, UNKNOWN, Source
 from .splits import Split, split
 from .tags import tagged
-from .whole_file import whole_file, write_json, write_text
+from .whole_file import named, whole_file, write_json, write_text

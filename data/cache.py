@@ -3,14 +3,17 @@
     <cache_dir>/<name>-<size>px-<key>/images.npy        uint8 (n, size, size, 3)
                                       checksums.npy     uint8 (n, 16), `checksums` of the images
                                       pixel_hashes.npy  uint8 (n, 16), of a labelled set only
-                                      meta.json         written last
+                                      meta.json         written last, with a CRC-32 of itself
 
 Each folder holds one block of a source.  It may be deleted at any time; it is built again when it
-is next needed.
+is next needed, and where it is damaged: the images are compared with their checksums once a run.
 """
 
 import hashlib
 import json
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +21,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from .decode import checksums
+from .images import Images
 from .listing import spans
 from .whole_file import clear_abandoned, remove, whole_file
-from .workers import chunk_size, decode_all
+from .workers import chunk_size, cores, decode_all
 
-VERSION = 3  # raise it when the pixels or the files change
+VERSION = 4  # raise it when the pixels or the files change
+COMPARED = 2**23  # bytes of images that a thread compares with their checksums at a time
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Cache:
         if not len(source):
             raise ValueError(f"no images to cache for {name!r}; check that its folder holds images")
         self.name, self.source, self.size, self.hashes = name, source, size, hashes
+        self.compared = False  # with the checksums
         self.blocks = []  # (first, last + 1, folder)
         for (start, stop), own_key in zip(spans(len(source)), source.keys, strict=True):
             facts = [VERSION, size, hashes, stop - start, key, own_key]
@@ -63,7 +70,9 @@ class Cache:
 
         Raises OSError (disk full, no permission); nothing is left of unfinished blocks.
         """
-        missing = [block for block in self.blocks[rank::processes] if _load(block[2]) is None]
+        load = _load if self.compared else _load_compared
+        self.compared = True
+        missing = [block for block in self.blocks[rank::processes] if load(block[2]) is None]
         if missing:
             _build(self, missing)
 
@@ -85,6 +94,8 @@ def _load(folder):
     """The Block in a folder, or None where it is missing, unfinished or damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta.pop("crc32") != _crc32(meta):
+            return None
         for file, size in meta["bytes"].items():
             if (folder / file).stat().st_size != size:
                 return None
@@ -97,6 +108,31 @@ def _load(folder):
         )
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
         return None
+
+
+def _load_compared(folder):
+    """`_load`, but None as well where an image is not the one that was written; stderr says so."""
+    block = _load(folder)
+    if block is None:
+        return None
+    images, step = Images.of(block.images), max(1, COMPARED // block.images[:1].nbytes)
+
+    def same(first):
+        part = slice(first, first + step)
+        found = checksums(images[part].numpy())
+        images.release_pages()
+        return np.array_equal(found, block.checksums[part])
+
+    with ThreadPoolExecutor(cores()) as pool:
+        if all(pool.map(same, range(0, len(block.checksums), step))):
+            return block
+    print(f"the cache {folder} is damaged, its images are decoded again", file=sys.stderr)
+    remove(folder)
+    return None
+
+
+def _crc32(meta):
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _build(cache, missing):
@@ -170,8 +206,9 @@ class _NewBlock:
         if self.pixel_hashes is not None:
             np.save(self.partial / "pixel_hashes.npy", self.pixel_hashes)
         sizes = {path.name: path.stat().st_size for path in self.partial.iterdir()}
-        unreadable = dict(sorted(self.unreadable.items()))
+        unreadable = {str(i): reason for i, reason in sorted(self.unreadable.items())}
         meta = {"version": VERSION, "bytes": sizes, "unreadable": unreadable}
+        meta["crc32"] = _crc32(meta)
         (self.partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         try:
             self.writing.close()

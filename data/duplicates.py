@@ -28,6 +28,7 @@ digits it skips one for resembling a test digit, and it still finds 99 % of thos
 
 import hashlib
 import json
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,7 +41,7 @@ from .images import Images
 from .whole_file import clear_abandoned, write_text
 
 SUBSETS = ("train", "val", "test")
-VERSION = 1  # raise it when the answers change, because answers are kept on the disk
+VERSION = 2  # raise it when the answers change, because answers are kept on the disk
 NEAR = 0.64  # similarity from which on an image is a near-duplicate, see above
 STRICT = 0.97  # the same where the labelled images are all alike
 SELF_SIMILAR = 0.2
@@ -98,11 +99,14 @@ class LeakGuard:
         key = hashlib.sha256(facts + checksums.tobytes() + str(skip).encode()).hexdigest()
         path = self.folder / f"{key[:32]}.json"
         try:
-            return [Duplicate(*row) for row in json.loads(path.read_text(encoding="utf-8"))]
+            crc32, rows = json.loads(path.read_text(encoding="utf-8"))
+            if crc32 == _crc32(rows):
+                return [Duplicate(*row) for row in rows]
         except (FileNotFoundError, ValueError, TypeError):  # not asked before, or damaged
-            found = self._find(images, checksums, skip)
+            pass
+        found = self._find(images, checksums, skip)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(found))
+        write_text(path, json.dumps([_crc32(found), found]))
         return found
 
     def _find(self, images, checksums, skip):
@@ -125,6 +129,10 @@ class LeakGuard:
                 ]
                 bar.update(len(chunk))
         return sorted(found)
+
+
+def _crc32(rows):
+    return zlib.crc32(json.dumps(rows).encode())
 
 
 class _Index:

@@ -15,16 +15,19 @@ def list_folder(root, folders=None):
     """The image files below a folder, sorted bytewise by relative path; names have / everywhere.
 
     root: path;  folders: names of direct subfolders, to look only into these
-    -> Listing
+    -> Listing; its `outside` has the names of the symbolic links that lead out of the folder
 
     A symbolic link to a file counts; a link to a folder is not followed, because links may form
     loops.  Hidden files, and files without an image suffix, are no entries.
     Raises ValueError where a folder cannot be listed.
     """
     root = os.path.abspath(os.fsencode(root))
+    inside, outside = os.path.join(os.path.realpath(root), b""), []
 
     def entries():
         for name, entry in _walk(root, folders):
+            if entry.is_symlink() and not os.path.realpath(entry.path).startswith(inside):
+                outside.append(name.decode("utf-8", "backslashreplace"))
             status, reason = _examine(name, entry)
             if status is None:
                 yield name, 0, (0, 0, 0), reason
@@ -33,7 +36,9 @@ def list_folder(root, folders=None):
                 facts = status.st_size, status.st_mtime_ns, status.st_mode
                 yield name, status.st_size, facts, reason
 
-    return Listing(entries(), lambda _, name: (os.path.join(root, name), None, None))
+    listing = Listing(entries(), lambda _, name: (os.path.join(root, name), None, None))
+    listing.outside = outside
+    return listing
 
 
 def _walk(root, folders):
@@ -130,8 +135,7 @@ def list_tars(shards):
                     yield prefix, 0, (*facts, 0, 0), LOST
                     continue
                 inside = member.name.encode("utf-8", "surrogateescape").removeprefix(b"./")
-                hidden = inside.startswith(b".") or b"/." in inside
-                if hidden or member.isdir() or not has_image_suffix(inside):
+                if _is_hidden(inside) or member.isdir() or not has_image_suffix(inside):
                     continue
                 reason = _member_fault(member, inside, seen)
                 where = member.offset_data, member.size
@@ -175,6 +179,10 @@ def _members(path):
             yield None
 
 
+def _is_hidden(name):
+    return any(part.startswith(b".") and part != b".." for part in name.split(b"/"))
+
+
 def _member_fault(member, name, seen):
     """Why a member is unreadable, or None;  `seen`: the names before it in its archive."""
     repeated = name in seen
@@ -183,6 +191,8 @@ def _member_fault(member, name, seen):
         return "same name as an earlier member"
     if not _is_utf8(name):
         return "name is not UTF-8"
+    if name.startswith(b"/") or b".." in name.split(b"/"):
+        return "name leads out of the archive"
     return None if member.isreg() and not member.issparse() else "not a regular file"
 
 

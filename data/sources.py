@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import re
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -225,7 +226,14 @@ def _path(spec, data_dir, size):
 def _folder(name, folder, data_dir, size):
     if not folder.is_dir():
         raise FileNotFoundError(f"pool {name!r}: no folder {str(folder)!r}; remove the rest of it")
-    return _of_listing(name, "folder", folder, list_folder(folder), data_dir, size)
+    listing = list_folder(folder)
+    if listing.outside and distributed.is_first():
+        print(
+            f"{len(listing.outside)} images of the pool {folder} are links that lead out of it, "
+            f"such as {listing.outside[0]!r}; they are read like the others",
+            file=sys.stderr,
+        )
+    return _of_listing(name, "folder", folder, listing, data_dir, size)
 
 
 def _tars(spec, data_dir, size):

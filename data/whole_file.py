@@ -14,6 +14,16 @@ ABANDONED = 3600  # seconds without a change after which another machine's proce
 
 
 @contextmanager
+def named(path):
+    """An OSError inside, such as that of a full disk while something is written, names `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def whole_file(path):
     """Gives a temporary path beside `path`; what is there at the end is moved to `path`.
 
@@ -27,7 +37,8 @@ def whole_file(path):
     path = Path(path)
     partial = path.with_name(f"{path.name}.partial-{distributed.unique_name()}")
     try:
-        yield partial
+        with named(path):
+            yield partial
         if partial.is_dir() and path.is_dir():
             path.rmdir()  # Windows renames no folder onto another
         os.replace(partial, path)

@@ -4,6 +4,7 @@ It stands here because hubconf.py needs it, which imports nothing else of the pr
 work where only torch and torchvision are installed.
 """
 
+import errno
 import json
 import re
 import zipfile
@@ -44,9 +45,9 @@ def load(path, device="cpu"):
             return _load_safetensors(path, device)
         _check_sums(path)
         return torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # the unpickler trusts the file: damage raises errors of many kinds
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a zip's bad offset
+            raise
         raise ValueError(
             f"{path} is damaged or not a checkpoint of tensors and plain types "
             f"({type(error).__name__}); make it anew or name another file"

@@ -3,6 +3,8 @@
 TensorBoard sorts groups of tags by name: numbers put the curves first and let them tell the story.
 """
 
+import threading
+
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -51,6 +53,7 @@ class Board:
         )  # here: matplotlib takes half a second, which --help need not wait for
 
         self._figures = figures
+        threading.excepthook = _say_no_error_twice
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=20)
 
     def __enter__(self):
@@ -208,6 +211,14 @@ class Board:
         figure = self._figures.image_batch(pictures, titles, f"Predictions of {name}")
         tag = f"predictions/{first + 1} to {first + len(pictures)}"
         self._writer.add_figure(tag, figure)
+
+
+def _say_no_error_twice(failed):
+    """threading.excepthook: TensorBoard's thread keeps an error of the disk for the next call of
+    its writer, which raises it, so the thread itself prints no traceback.
+    """
+    if not type(failed.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(failed)
 
 
 # --- texts --------------------------------------------------------------------------------------

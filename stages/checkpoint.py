@@ -34,7 +34,8 @@ def save(state, path):
         try:
             torch.save(state, partial)
         except RuntimeError as error:  # how torch reports a full disk
-            raise OSError(f"cannot write {path}: {error}") from error
+            reason = str(error).splitlines()[0]
+            raise OSError(f"cannot write {path} (is the disk full?): {reason}") from error
 
 
 def save_model(path, checkpoint):

@@ -9,6 +9,7 @@ import dataclasses
 import os
 import sys
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -38,7 +39,17 @@ _EVERYWHERE = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors are one line, exit code 2."""
+    """Errors are one line, exit code 2.  No argument may be empty: `--run-dir "$RUN"` without a RUN
+    would mean this folder.
+    """
+
+    def parse_args(self, args=None):
+        words = sys.argv[1:] if args is None else args
+        for before, word in pairwise(["", *words]):
+            name, equals, value = word.partition("=")
+            if not word or (equals and not value and name.startswith("--")):
+                self.error(f"argument {name or before}: must not be empty")
+        return super().parse_args(words)
 
     def error(self, message):
         print(f"{self.prog}: {message}; see python {self.prog} --help", file=sys.stderr)
@@ -67,8 +78,10 @@ class Boolean(argparse.Action):
         setattr(namespace, self.dest, flag)
 
 
-def number(kind, least, most=None, exclusive=False):
-    """An argparse type: an int or float from `least` (itself left out if `exclusive`) to `most`."""
+def number(kind, least, most=2**31, exclusive=False):
+    """An argparse type: an int or float from `least` (itself left out if `exclusive`) to `most`,
+    above which no setting makes sense and some libraries overflow.
+    """
 
     def convert(text):
         try:
@@ -76,18 +89,17 @@ def number(kind, least, most=None, exclusive=False):
         except ValueError:
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"must be {what}, not {text!r}") from None
-        fits = (value > least if exclusive else value >= least) and (most is None or value <= most)
-        if not fits:  # also for nan
+        if not (value > least if exclusive else value >= least) or value > most:  # also for nan
             bound = f"above {least}" if exclusive else f"{least} or more"
-            bound += "" if most is None else f" and at most {most}"
-            raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
+            raise argparse.ArgumentTypeError(f"must be {bound} and at most {most}, not {text}")
         return value
 
     return convert
 
 
 # The fields of presets.Training that are numbers, and what they may be.
-_TYPES = dict.fromkeys(("epochs", "batch_size", "passes"), number(int, 1))
+_TYPES = dict.fromkeys(("epochs", "batch_size"), number(int, 1))
+_TYPES |= {"passes": number(int, 1, 1000)}  # the order of an epoch is in memory
 _TYPES |= dict.fromkeys(("warmup", "label_smoothing", "ema_decay", "mixed"), number(float, 0, 1))
 _TYPES |= dict.fromkeys(("weight_decay", "mixup", "cutmix"), number(float, 0))
 _TYPES |= {"learning_rate": number(float, 0, exclusive=True)}
@@ -118,7 +130,7 @@ def stage_parser(description, training=True):
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default auto")
     add("--precision", choices=PRECISIONS, default="auto", help="of the convolutions; auto: the "
         "faster one on this machine (default)")  # fmt: skip
-    add("--threads", type=number(int, 1), metavar="N",
+    add("--threads", type=number(int, 1, 1024), metavar="N",
         help="of the CPU (default: as many as the network can use)")  # fmt: skip
     add("--deterministic", action=Boolean, help="refuse kernels whose sums vary from run to run")
     add("--resume", action=Boolean, help="go on with an unfinished stage; a finished one stays")

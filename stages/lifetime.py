@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import distributed
-from data import write_json, write_text
+from data import named, write_json, write_text
 
 from .finished import check_parent, read_stage
 from .folder import WORKING_FILES, clear, finished_already, next_action, remove, state_of
@@ -77,7 +77,7 @@ def running(stage, config, open_board, epochs_done=0, logged=None):
     Errors of the disk and of the data are a Failure (exit code 1) from here on.
     """
     distributed.wait()  # every process has read what it needs
-    with working(), ExitStack() as stack:
+    with working(), named(stage.folder), ExitStack() as stack:
         log = None
         if distributed.is_first():
             log = StageLog(stage, config, open_board, epochs_done, logged)

@@ -16,6 +16,9 @@ import distributed
 
 from .signals import Interrupted, handled, say, say_stopped
 
+# What a disk says that takes no more.
+_FULL = {getattr(errno, name, 0) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")}
+
 
 class Failure(Exception):
     """A stage could not go on; what it had finished is kept."""
@@ -39,8 +42,7 @@ def program(main):
             ended = f"another process has failed or was killed ({reason}); go on with --resume"
             _exit(1, Failure(ended))
         except (ValueError, OSError) as error:
-            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-            _exit(1 if full else 2, error)
+            _exit(1 if getattr(error, "errno", None) in _FULL else 2, error)
         except Interrupted as stopped:
             say_stopped(stopped.signum)
             raise SystemExit(128 + stopped.signum) from None

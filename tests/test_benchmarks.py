@@ -20,12 +20,13 @@ from benchmarks import (
     load,
     pool,
     preset,
+    readers,
     resources,
     steps,
     throughput,
     timing,
 )
-from data import Normalise
+from data import Normalise, write_json
 from presets import PRESETS, Training
 
 JOB = baselines.Job("resnet8", 16, 4, torch.device("cpu"), torch.bfloat16)
@@ -332,3 +333,18 @@ def test_damage_is_one_flipped_bit_or_a_cut(tmp_path, cut):
         else:
             flipped = [a ^ b for a, b in zip(found, content, strict=True) if a != b]
             assert len(flipped) == 1 and flipped[0].bit_count() == 1
+
+
+def test_readers_read_or_refuse_whatever_a_file_holds(digits_run, tmp_path):
+    for name, reader in readers.readers(digits_run).items():
+        counts = readers.count(reader, tmp_path, 15)
+        assert counts["refused"] > 0, name
+
+
+def test_a_reader_that_fails_otherwise_is_found(tmp_path):
+    def fails_without_a_key(path):
+        return json.loads(path.read_text())["key"]
+
+    reader = readers.Reader("x.json", {"key": 1, "other": 2}, fails_without_a_key, write_json)
+    with pytest.raises(KeyError):
+        readers.count(reader, tmp_path, 50)

@@ -356,6 +356,25 @@ def test_a_non_finite_loss_raises_and_leaves_the_weights_of_before_that_step(bad
         assert torch.equal(value, before[name]), name
 
 
+@pytest.mark.parametrize("layer", [0, -1])
+def test_a_gradient_of_any_layer_that_is_not_finite_changes_no_weight(layer):
+    model, before, calls = tiny_model(batch_norm=False), {}, itertools.count(1)
+
+    def spoil(gradient):
+        if next(calls) != 3:
+            return gradient
+        before.update(copy.deepcopy(model.state_dict()))
+        return gradient * math.inf
+
+    list(model.parameters())[layer].register_hook(spoil)
+    with pytest.raises(FloatingPointError, match=r"gradient is not finite in step 3, in epoch 2"):
+        for state in training(TrainState(model, recipe(epochs=4))):
+            if state.step > 4:
+                state.metrics()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_after_a_non_finite_step_the_metrics_raise_and_name_the_epoch():
     steps = itertools.count()
 

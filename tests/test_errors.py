@@ -1,9 +1,11 @@
 """What goes wrong is one line and an exit code: 2 with nothing touched, 1 with the work kept."""
 
 import csv
+import os
 import shutil
 import socket
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -130,32 +132,6 @@ def test_an_unfinished_stage_is_no_input(run_before, refused, stage, parent):
 def test_an_unknown_model_gets_the_names_there_are(tmp_path, refused):
     error = refused("teacher", tmp_path / "run", "--preset demo --model resnet9000")
     assert "resnet9000" in error and "resnet50" in error and "resnet8" in error
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "--input-size 0",
-        "--input-size big",
-        "--epochs 0",
-        "--batch-size 0",
-        "--learning-rate 0",
-        "--learning-rate nan",
-        "--labels-per-class 0",
-        "--seed -1",
-        "--dataset mnist",
-        "--preset huge",
-        "--device abacus",
-        "--schedule sometimes",
-        "--augment everything",
-        "--weights resnet_of_nobody",
-    ],
-)
-def test_a_bad_value_is_named_with_its_flag(tmp_path, refused, folder_flags, words):
-    error = refused("teacher", tmp_path / "run", *folder_flags, words)
-    flag, value = words.split()
-    assert value in error
-    assert flag in error or flag == "--weights"
 
 
 def test_more_labels_than_there_are_is_an_error(tmp_path, refused, folder_flags):
@@ -285,6 +261,29 @@ def test_a_pool_that_changed_after_it_was_scored_is_refused(
     assert "pool" in error and "python make_sample_data.py" in error
 
 
+@pytest.mark.parametrize("stage", ["samples", "student", "finetuned"])
+def test_data_of_other_classes_are_refused(run_before, refused, folder_data, tmp_path, stage):
+    data = shutil.copytree(folder_data, tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
+    for part in ("train", "test"):
+        shutil.rmtree(data / part / "bee")
+    error = refused(stage, run_before(stage), "--data-dir", data)
+    assert "--data-dir" in error
+
+
+def test_resume_refuses_data_that_changed_after_the_stage_began(
+    run_before, refused, step, folder_data, tmp_path, folder_flags, monkeypatch
+):
+    data, run = tmp_path / "data", run_before("teacher")
+    shutil.copytree(folder_data, data, ignore=shutil.ignore_patterns("cache"))
+    own = (*folder_flags, "--data-dir", data)
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.signals.interruption", lambda: 15)
+        assert step("teacher", run, *own) == 143
+    (data / "train" / "ant" / "3.png").unlink()
+    error = refused("teacher", run, *own, "--resume")
+    assert "changed" in error and "--data-dir" in error
+
+
 # --- booleans -----------------------------------------------------------------------------------
 
 SPELLINGS = {
@@ -378,8 +377,8 @@ def test_too_many_unreadable_files_leave_a_finished_selection_whole(
 def test_a_loss_that_is_not_finite_stops_the_training_with_a_way_out(
     tmp_path, step, capsys, folder_flags
 ):
-    error = failed(step, capsys, "teacher", tmp_path, *folder_flags, "--learning-rate 1e30")
-    assert "--learning-rate" in error
+    error = failed(step, capsys, "teacher", tmp_path, *folder_flags, "--learning-rate 1e9")
+    assert "--learning-rate (now 1e+09)" in error and "in step" in error and "--warmup" in error
     assert not (tmp_path / "teacher" / "result.json").exists()
     assert not (tmp_path / "teacher" / "model.pt").exists()
 
@@ -389,22 +388,57 @@ def test_a_selection_without_images_says_so(run_before, step, capsys):
     assert "--min-score" in error
 
 
+@contextmanager
+def files_of_at_most(size):
+    """As on a full disk or above a quota: a file that grows above `size` bytes is an error."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# The first file above each size: config.json; TensorBoard's events; resume.pt, at a byte inside.
+@pytest.mark.parametrize(
+    ("stage", "size"), [("teacher", 2500), ("samples", 0), ("samples", 2500), ("student", 100_000)]
+)
 def test_a_full_disk_is_a_failure_that_keeps_the_finished_work(
-    run_before, step, capsys, snapshot, monkeypatch
+    run_before, step, capsys, snapshot, stage_flags, stage, size
 ):
-    run = run_before("student")
-    before = snapshot(run)
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("stages.checkpoint.save", full)
-    error = failed(step, capsys, "student", run, "--epochs 1 --passes 1")
-    assert "No space left on device" in error
+    run = run_before(stage)
+    before, own = snapshot(run), stage_flags[stage]
+    with files_of_at_most(size):
+        code = step(stage, run, *own)
+    error = capsys.readouterr().err
+    assert (code, error.count("\n")) == (1, 1), error
+    assert str(run / stage) in error
     after = snapshot(run)
     assert {name: after[name] for name in before} == before
-    monkeypatch.undo()
-    assert step("student", run, "--epochs 1 --passes 1 --resume") == 0
+    assert not [name for name in after if "partial" in name]
+    assert f"{stage}/result.json" not in after
+    assert step(stage, run, *own, "--resume") == 0
+
+
+def test_a_decode_cache_on_a_full_disk_is_no_wrong_flag(
+    step, capfd, tmp_path, folder_data, folder_flags
+):
+    data = shutil.copytree(folder_data, tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
+    with files_of_at_most(1000):
+        code = step("teacher", tmp_path / "run", *folder_flags, "--data-dir", data)
+    error = capfd.readouterr().err
+    assert (code, error.count("\n")) == (1, 1) and "cache" in error
+    assert not list((data / "cache").iterdir()) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_to_is_named(step, capfd, tmp_path, folder_flags):
+    tmp_path.chmod(0o555)
+    code = step("teacher", tmp_path / "run", *folder_flags)
+    tmp_path.chmod(0o755)
+    error = capfd.readouterr().err
+    assert (code, error.count("\n")) == (1, 1) and str(tmp_path) in error
 
 
 @pytest.mark.parametrize("stage", ["teacher", "samples"])

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import shutil
+import socket
 
 import cv2
 import numpy as np
@@ -548,3 +549,15 @@ def test_two_pools_of_one_name_get_names_of_their_own_and_reach_the_student(
     named = {name.split("/")[0] for name in scores_of(run / "samples")["image"]}
     assert named == config["pools"].keys()
     assert step("student", run, "--epochs 1 --passes 1") == 0
+
+
+def test_no_step_of_the_demo_asks_the_network(tmp_path, step, monkeypatch, quick):
+    def forbidden(*arguments, **options):
+        raise AssertionError("a socket is used")
+
+    for name in ("connect", "connect_ex", "bind", "sendto"):
+        monkeypatch.setattr(socket.socket, name, forbidden)
+    monkeypatch.setattr(socket, "getaddrinfo", forbidden)
+    own = "--preset demo --input-size 8 --labels-per-class 3 --epochs 1 --passes 1 --data-dir"
+    assert step("teacher", tmp_path / "run", own, tmp_path / "data") == 0
+    assert step("samples", tmp_path / "run", "--k 5") == 0

@@ -35,6 +35,7 @@ from data import (
     load_labelled,
     open_pool,
     pixel_hash,
+    selection,
     split,
 )
 from data import cache as cache_module
@@ -330,6 +331,22 @@ def test_damaged_cache_is_built_again(tmp_path, decoded, file, harm):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
+@pytest.mark.parametrize("file", ["images.npy", "meta.json", "checksums.npy"])
+def test_a_flipped_bit_in_the_cache_is_noticed_wherever_it_is(tmp_path, decoded, capsys, file):
+    write(tmp_path / "pool" / "a.png", picture())
+    first = pixels(open_sources([tmp_path / "pool"], tmp_path, 16)[0])
+    [path] = (tmp_path / "cache").glob(f"*/{file}")
+    content = path.read_bytes()
+    for share in (0.2, 0.5, 0.999):
+        content = path.read_bytes()
+        damaged = bytearray(content)
+        damaged[int(share * len(content))] ^= 4
+        path.write_bytes(damaged)
+        decoded.clear()
+        assert (pixels(open_sources([tmp_path / "pool"], tmp_path, 16)[0]) == first).all()
+        assert path.read_bytes() == content and decoded == ["a.png"]
+
+
 def cache_of(folder, name, read, count=600, size=8, hashes=False):
     return Cache(folder, name, MemorySource(count, read), {}, size, hashes)
 
@@ -546,6 +563,68 @@ def test_a_header_may_not_unpack_to_more_than_an_image_may_take(tmp_path, monkey
         list_tars([tmp_path / "long.tar.gz"])
 
 
+@posix
+def test_a_tar_leads_nowhere_else(tmp_path):
+    content, kinds = encode(picture()), (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE)
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name in ("../out.png", "/abs/out.png", "a/../../out.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for number, kind in enumerate(kinds):
+            member = tarfile.TarInfo(f"{number}.png")
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
+    before = {path for path in tmp_path.rglob("*")}
+    [source] = open_sources([tmp_path / "s.tar"], tmp_path / "data", 16)
+    listed = {source.names[i]: reason for i, reason in source.unreadable.items()}
+    outside = [f"s.tar/{name}" for name in ("../out.png", "/abs/out.png", "a/../../out.png")]
+    assert listed == {
+        **dict.fromkeys(outside, "name leads out of the archive"),
+        **{f"s.tar/{number}.png": "not a regular file" for number in range(3)},
+    }
+    assert {path for path in tmp_path.rglob("*") if "data" not in path.parts} == before
+
+
+@posix
+def test_links_out_of_a_pool_are_reported(tmp_path, capsys):
+    write(tmp_path / "elsewhere" / "far.png", picture(1))
+    write(tmp_path / "pool" / "near.png", picture())
+    (tmp_path / "pool" / "inside.png").symlink_to("near.png")
+    open_sources([tmp_path / "pool"], tmp_path, 16)
+    assert not capsys.readouterr().err
+    (tmp_path / "pool" / "out.png").symlink_to(tmp_path / "elsewhere" / "far.png")
+    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "'out.png'" in error and str(tmp_path / "pool") in error
+    assert not source.unreadable and len(source) == 3
+
+
+@posix
+def test_names_that_look_alike_are_kept_apart(tmp_path):
+    nfc, nfd = "caf\u00e9.png", "cafe\u0301.png"
+    names = [nfc, nfd, 'a "quoted", name.png', "new\nline.png", "carriage\rreturn.png"]
+    for seed, name in enumerate(names):
+        write(tmp_path / "pool" / name, picture(seed))
+    if len(list((tmp_path / "pool").iterdir())) < len(names):
+        pytest.skip("this file system takes the two for one")
+    pool = open_pool([tmp_path / "pool"], tmp_path, 16)
+    images, numbers = pool.names_of(0, len(pool)), np.arange(1, len(pool) + 1)
+    selection.write_selection(tmp_path / "s.csv", images, numbers % 2, numbers / 8, numbers)
+    again, *_ = selection.read_selection(tmp_path / "s.csv", 2)
+    assert sorted(images) == sorted(f"pool/{name}" for name in names) and again == images
+    for seed, name in enumerate(names):
+        [position] = pool.positions([f"pool/{name}"])
+        assert (pool.images[[position]][0].numpy() == fit_square(picture(seed), 16)).all()
+
+
+def test_a_pool_of_one_image_is_a_pool(tmp_path):
+    write(tmp_path / "pool" / "a.png", picture())
+    pool = open_pool([tmp_path / "pool"], tmp_path, 16)
+    assert len(pool) == 1 and pool.name_of(0) == "pool/a.png" and pool.count_copies() == 0
+
+
+@posix
 def test_strange_members_of_a_tar(tmp_path):
     write(tmp_path / "p" / "a.png", picture())
     write(tmp_path / "p" / ".b.png", picture())
@@ -687,17 +766,34 @@ def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
     assert not list((tmp_path / "data").glob("*.partial*"))
 
 
+BOMBS = {  # a few bytes that claim 30,000 x 30,000 pixels
+    "png": png_claiming(30000, 30000),
+    "jpeg": (jpeg := encode(picture(), ".jpg"))[: (at := jpeg.index(b"\xff\xc0") + 5)]
+    + struct.pack(">HH", 30000, 30000)
+    + jpeg[at + 4 :],
+    "bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 99, 0, 54, 40, 30000, 30000, 1, 24, *[0] * 6),
+    "pnm": b"P6 30000 30000 255\n" + bytes(99),
+    "gif": b"GIF89a"
+    + struct.pack("<HH", 30000, 30000)
+    + pillow("GIF", Image.fromarray(picture()).quantize(16))[10:],
+}
+
+
 @pytest.mark.slow
-def test_opencv_obeys_the_pixel_limit_and_keeps_quiet():
+def test_opencv_obeys_the_pixel_limit_before_it_takes_memory_and_keeps_quiet():
     # In a new process: OpenCV reads the limit while it is imported, here perhaps by another test.
     # 10000 x 10000 is above our limit and below OpenCV's own.
+    pytest.importorskip("resource")
     program = (
-        "import sys, data\n"
+        "import sys, resource, data\n"
+        "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
         "for size in map(int, sys.argv[1:]):\n"
-        "    try: data.decode(sys.stdin.buffer.read(size))\n"
-        "    except data.Unreadable as reason: print(reason)"
+        "    try: print(data.decode(sys.stdin.buffer.read(size)).shape)\n"
+        "    except data.Unreadable as reason: print(reason)\n"
+        "print(peak() - before)"
     )
-    contents = png_claiming(10000, 10000), BROKEN["cut.png"][0]
+    contents = png_claiming(10000, 10000), BROKEN["cut.png"][0], *BOMBS.values()
     done = subprocess.run(
         [sys.executable, "-c", program, *(str(len(content)) for content in contents)],
         input=b"".join(contents),
@@ -705,6 +801,8 @@ def test_opencv_obeys_the_pixel_limit_and_keeps_quiet():
         cwd=Path(__file__).parents[1],
         check=True,
     )
-    lines = done.stdout.decode().splitlines()
-    assert lines == ["more than 67108864 pixels", "damaged or truncated image"]
+    *lines, grown = done.stdout.decode().splitlines()
+    too_large = "more than 67108864 pixels"
+    assert lines == [too_large, "damaged or truncated image", *[too_large] * len(BOMBS)]
     assert not done.stderr  # OpenCV keeps quiet: the reasons are ours to report
+    assert int(grown) * (1024 if sys.platform == "linux" else 1) < 200e6
