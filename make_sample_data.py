@@ -106,7 +106,7 @@ def select(args, stage, device):
         if args.export:
             classes = job.teacher.classes
             export(job.pool, classes, args.export, rows.position, rows.label, rows.rank)
-        names = ("preset", "dataset", "seed", "p", "k", "min_score", "strategy")
+        names = ("stage", "preset", "dataset", "seed", "p", "k", "min_score", "strategy")
         log.finish(result, {name: job.config[name] for name in names})
     sources = {source.name: len(source) for source in job.pool.sources}
     summary = tables.selection_summary(result, sources, stage.folder)

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import torch
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from data import UNKNOWN
 
@@ -30,7 +31,9 @@ _CURVES = {
     "images_per_second": "4 speed/images a second",
     "seconds": "4 speed/seconds an epoch",
 }
-# What the table of runs (HPARAMS) shows of result.json, in this order; the text has all the rest.
+# The columns of the table of runs (HPARAMS), the same for every stage: TensorBoard takes them from
+# any one run.  Few settings, since they stand before the accuracies; the texts have all the rest.
+_SETTINGS = {"seed": 0, "stage": ""}
 _FINAL = {
     "test_top1": "5 final, for HPARAMS/test top-1",
     "test_top5": "5 final, for HPARAMS/test top-5",
@@ -47,7 +50,7 @@ class Board:
     """
 
     def __init__(self, folder, purge_step=None):
-        """purge_step: on resume, the first epoch to be drawn again; what was drawn of it goes."""
+        """purge_step: on resume, the first step to be drawn anew; what is there from it on goes."""
         from . import (
             figures,
         )  # here: matplotlib takes half a second, which --help need not wait for
@@ -66,21 +69,26 @@ class Board:
         """config: the content of config.json, shown as a table."""
         self._writer.add_text("settings", table(("setting", "value"), flat(config)))
 
-    def epoch(self, metrics):
-        """A point on each curve; `metrics`: numbers by name, with the epoch's as "epoch"."""
+    def epoch(self, metrics, images):
+        """A point on each curve: numbers by name, after so many images of this training."""
         for name, tag in _CURVES.items():
             if name in metrics:
-                self._writer.add_scalar(tag, metrics[name], metrics["epoch"])
+                self._writer.add_scalar(tag, metrics[name], images)
 
     def hparams(self, hparams, result):
-        """A line in the table of runs, settings and accuracies; all of result.json as text."""
+        """A line in the table of runs, stage and accuracies; all of result.json as text."""
         kinds = (int, float, str, bool)
         plain = {k: v if isinstance(v, kinds) else str(v) for k, v in hparams.items()}
-        numbers = {
-            tag: result[name] for name, tag in _FINAL.items() if result.get(name) is not None
-        }
-        self._writer.add_hparams(plain, numbers, run_name=".")
-        text = "Accuracies are in percent; the test images were read once, with the last weights."
+        columns, _, _ = hparams_summaries(_SETTINGS, dict.fromkeys(_FINAL.values(), 0))
+        for summary in (columns, *hparams_summaries(plain, {})[1:]):
+            self._writer.file_writer.add_summary(summary)
+        for name, tag in _FINAL.items():
+            if result.get(name) is not None:
+                self._writer.add_scalar(tag, result[name])
+        text = (
+            "Accuracies are in percent; the test images were read once, with the last weights. The "
+            "steps of the curves are images processed in this training."
+        )
         lines = table(("number of result.json", "value"), flat(result))
         self._writer.add_text("final numbers", f"{text}\n\n{lines}")
         self._writer.flush()
@@ -95,25 +103,26 @@ class Board:
         )
         self._writer.add_figure("training/augmented inputs", figure)
 
-    def test_results(self, logits, labels, classes, epoch, images):
+    def test_results(self, logits, labels, classes, step, images):
         """Confusion matrix and the pairs confused most, misclassified images, precision and recall.
 
         logits (N,C), labels int64 (N,), on the CPU;  classes: C names;  images: N images
+        step: images processed in the training
         """
         predicted = logits.argmax(1)
         matrix = confusion(predicted, labels, len(classes))
         figure = self._figures.confusion_matrix(matrix, classes)
-        self._writer.add_figure("test/1 confusion matrix", figure, epoch)
+        self._writer.add_figure("test/1 confusion matrix", figure, step)
         pairs = table(("true class", "taken for", "images", "% of the true class"),
                       most_confused(matrix, classes))  # fmt: skip
-        self._writer.add_text("most confused classes of the test", pairs, epoch)
-        self._mistakes(logits.softmax(1), labels, classes, epoch, images)
+        self._writer.add_text("most confused classes of the test", pairs, step)
+        self._mistakes(logits.softmax(1), labels, classes, step, images)
         probs = logits.softmax(1)
         for label, name in enumerate(classes):
             tag = f"test precision-recall/{name}"
-            self._writer.add_pr_curve(tag, labels == label, probs[:, label], epoch)
+            self._writer.add_pr_curve(tag, labels == label, probs[:, label], step)
 
-    def _mistakes(self, probs, labels, classes, epoch, images):
+    def _mistakes(self, probs, labels, classes, step, images):
         """Misclassified images, the surest first."""
         sure, predicted = probs.max(1)
         wrong = (predicted != labels).nonzero()[:, 0]
@@ -128,7 +137,7 @@ class Board:
             f"Misclassified test images, the {len(shown)} surest of {len(wrong):,}: true as said"
         )
         figure = self._figures.image_batch(np.asarray(images[shown]), titles, heading)
-        self._writer.add_figure("test/2 misclassified", figure, epoch)
+        self._writer.add_figure("test/2 misclassified", figure, step)
 
     def test_features(self, features, labels, images, classes, predicted):
         """The projector, to be coloured by the true class, the predicted one, and right or wrong.
@@ -159,7 +168,6 @@ class Board:
         """
         correct = verdicts(rows)
         self._best_images(rows, images, classes, correct)
-        self._writer.add_histogram("selection/score, kept", rows.score)
         figure = self._figures.score_histogram(np.asarray(histogram), rows.score)
         self._writer.add_figure("selection/scores", figure)
         counts = np.bincount(rows.label, minlength=len(classes))

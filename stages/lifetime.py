@@ -69,18 +69,19 @@ def open_stage(folder, resume, overwrite):
 
 
 @contextmanager
-def running(stage, config, open_board, epochs_done=0, logged=None):
+def running(stage, config, open_board, epochs_done=0, images_done=0, logged=None):
     """The stage runs: -> its StageLog in the first process, None in the others.
 
     stage: OpenStage;  config: content of config.json;  open_board: report.board.Board
-    epochs_done, logged: of a training that is resumed, and its metrics.jsonl as it was then
+    epochs_done, images_done, logged: of a training that is resumed, and its metrics.jsonl as it was
+    then
     Errors of the disk and of the data are a Failure (exit code 1) from here on.
     """
     distributed.wait()  # every process has read what it needs
     with working(), named(stage.folder), ExitStack() as stack:
         log = None
         if distributed.is_first():
-            log = StageLog(stage, config, open_board, epochs_done, logged)
+            log = StageLog(stage, config, open_board, epochs_done, images_done, logged)
             stack.enter_context(log.board)
         distributed.wait()  # the folder is there
         yield log
@@ -89,7 +90,7 @@ def running(stage, config, open_board, epochs_done=0, logged=None):
 class StageLog:
     """What a running stage writes: config.json, metrics.jsonl, result.json, TensorBoard's board."""
 
-    def __init__(self, stage, config, open_board, epochs_done, logged):
+    def __init__(self, stage, config, open_board, epochs_done, images_done, logged):
         self.folder = stage.folder
         self.metrics = self.folder / "metrics.jsonl"
         self.logged = ""  # what metrics.jsonl holds
@@ -105,17 +106,18 @@ class StageLog:
                 logged = self.metrics.read_text(encoding="utf-8", errors="replace")
             self.logged = "".join(logged.splitlines(keepends=True)[:epochs_done])
             write_text(self.metrics, self.logged)
-        self.board = open_board(self.folder, purge_step=epochs_done + 1)
+        self.board = open_board(self.folder, purge_step=images_done + 1)
 
-    def epoch(self, metrics):
-        """Append one epoch's line and its curves; `metrics` has the epoch's number as "epoch", and
-        None for what was not measured.
+    def epoch(self, metrics, images):
+        """Append one epoch's line and its curves; `metrics` has None for what was not measured.
+
+        images: processed in this training so far
         """
         line = json.dumps(metrics) + "\n"
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(line)
         self.logged += line
-        self.board.epoch({name: x for name, x in metrics.items() if x is not None})
+        self.board.epoch({name: x for name, x in metrics.items() if x is not None}, images)
 
     def finish(self, result, hparams):
         """Write the hparams and, last, result.json.  What only --resume needs goes."""

@@ -72,7 +72,8 @@ def run(job, open_board):
     mixing = recipe.mixup, recipe.cutmix, recipe.mixed
     augment = Augment(normalise, recipe.augment, len(job.classes), *mixing)
 
-    with running(job.stage, job.config, open_board, state.epoch, saved.get("log")) as log:
+    progress = state.epoch, state.images, saved.get("log")
+    with running(job.stage, job.config, open_board, *progress) as log:
         images, val = job.images.to(device), job.val.images.to(device)
         with signals.saving_first():
             metrics, seconds = train_and_log(job, log, state, images, val, augment, saved)
@@ -80,7 +81,7 @@ def run(job, open_board):
         logits, features = test_once(state, test.images, normalise)
         result = _result(job, state.network, logits, metrics, seconds)
         if log:
-            log.board.test_results(logits, test.labels, job.classes, recipe.epochs, test.images)
+            log.board.test_results(logits, test.labels, job.classes, state.images, test.images)
             predicted = logits.argmax(1)
             log.board.test_features(features, test.labels, test.images, job.classes, predicted)
             _publish(job, log, state.network, result)
@@ -165,7 +166,8 @@ def train_and_log(job, log, state, images, val, augment, saved):
                 metrics = {"epoch": state.epoch, **numbers, "val_top1": top1, "val_top5": top5}
                 rate = (state.images - epoch_from) / seconds
                 if log:
-                    log.epoch({**metrics, "seconds": seconds, "images_per_second": rate})
+                    timed = {**metrics, "seconds": seconds, "images_per_second": rate}
+                    log.epoch(timed, state.images)
                     if bar.disable:  # no terminal: a file, a notebook, a job of a cluster
                         print(_epoch_line(metrics, job.recipe.epochs, rate), flush=True)
             epoch_began, epoch_from = time.monotonic(), state.images
