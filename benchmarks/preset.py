@@ -72,8 +72,8 @@ class TimedBoard(Board):
         super().__init__(folder)
         self.epochs = []  # (number, seconds by the clock)
 
-    def epoch(self, metrics):
-        super().epoch(metrics)
+    def epoch(self, metrics, images):
+        super().epoch(metrics, images)
         self.epochs.append((metrics["epoch"], time.monotonic()))
 
 

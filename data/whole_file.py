@@ -19,7 +19,8 @@ def named(path):
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno:  # one of ours has no number, and says all
+            error.filename = error.filename or str(path)
         raise
 
 

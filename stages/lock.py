@@ -38,9 +38,10 @@ def take_lock(path):
                   "writer out", file=sys.stderr)  # fmt: skip
             break
         os.close(lock)
-    os.ftruncate(lock, 0)
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+    with suppress(OSError):  # a full disk: it holds without these words
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
     return lock
 
 

@@ -147,8 +147,8 @@ import main
 from stages import lifetime, training
 training.LOOK_SECONDS = training.SAVE_SECONDS = -1  # a save after every step
 epoch = lifetime.StageLog.epoch
-def logged(self, metrics):
-    epoch(self, metrics)
+def logged(self, metrics, images):
+    epoch(self, metrics, images)
     if metrics["epoch"] == 2:
         training.SAVE_SECONDS = 1e9  # the last save is of a step before this line
     if metrics["epoch"] == 3:

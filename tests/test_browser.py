@@ -1,0 +1,123 @@
+"""The report page and TensorBoard in Debian's chromium, and axe-core's judgement of the page.
+
+Skipped where these are not installed: `apt-get install chromium chromium-driver`, and
+`npm install --no-save axe-core` in the project's folder.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from report.__main__ import main
+
+AXE = Path(__file__).parents[1] / "node_modules" / "axe-core" / "axe.min.js"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    driver = shutil.which("chromedriver")
+    if driver is None:
+        pytest.skip("no chromedriver: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "window-size=1280,900"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    found = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    found.set_script_timeout(60)
+    yield found
+    found.quit()
+
+
+@pytest.fixture(scope="module")
+def page(browser, digits_run, tmp_path_factory):
+    """The address of a run's page."""
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    main([str(digits_run), "--output", str(file), "--device", "cpu"])
+    return file.as_uri()
+
+
+def emulate(browser, scheme="light", **size):
+    """A phone, 360 pixels wide, unless told; scheme: light or dark"""
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True} | size
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def test_on_a_phone_nothing_is_cut_off_and_the_filter_works(browser, page):
+    emulate(browser)
+    browser.get(page)
+    width, visible, pictures = browser.execute_script("""
+        const select = document.querySelector("select");
+        select.value = "3";
+        select.dispatchEvent(new Event("change"));
+        const shown = [...document.querySelectorAll("li[data-label]")].filter(x => !x.hidden);
+        const sizes = [...document.images].map(x => x.naturalWidth && x.width);
+        return [document.documentElement.scrollWidth, shown.map(x => x.dataset.label), sizes];
+    """)
+    assert width == 360
+    assert visible and set(visible) == {"3"}
+    assert pictures and min(pictures) > 0
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_barrier(browser, page, scheme):
+    """Contrast, texts of pictures, order of headings, names of fields, and some eighty more."""
+    if not AXE.exists():
+        pytest.skip(f"no {AXE}: npm install --no-save axe-core")
+    emulate(browser, scheme)
+    browser.get(page)
+    browser.execute_script("document.querySelectorAll('details').forEach(x => x.open = true)")
+    browser.execute_script(AXE.read_text(encoding="utf-8"))
+    passed, violated = browser.execute_async_script("""
+        const done = arguments[0];
+        const said = x => [x.id, x.nodes.slice(0, 3).map(node => node.failureSummary + node.html)];
+        axe.run().then(found => done([found.passes.map(x => x.id), found.violations.map(said)]));
+    """)
+    assert {"color-contrast", "image-alt"} <= set(passed)
+    assert violated == []
+
+
+# All text, also that of web components and of the projector's frame.
+TEXT = r"""
+    const walk = node => [...node.childNodes].map(child =>
+        child.nodeType === 3 ? child.data : ["STYLE", "SCRIPT"].includes(child.tagName) ? "" :
+        walk(child) + (child.shadowRoot ? walk(child.shadowRoot) : "") +
+        (child.contentDocument ? walk(child.contentDocument) : "")).join(" ");
+    return walk(document).replace(/\s+/g, " ");
+"""
+
+
+@pytest.fixture(scope="module")
+def tensorboard(digits_run):
+    """The address of TensorBoard of a run, in a thread of this process."""
+    from tensorboard import program
+
+    server = program.TensorBoard()
+    server.configure(argv=["tensorboard", "--logdir", str(digits_run), "--port", "0"])
+    return server.launch()
+
+
+@pytest.mark.parametrize(
+    "tab, wanted",
+    [
+        ("scalars", ("1 accuracy", "1 accuracy/validation top-1", "teacher", "finetuned")),
+        ("images", ("selection/best images of each class", "training")),
+        ("hparams", ("Trial ID", "stage", "5 final, for HPARAMS/test top-1", "student")),
+        ("projector", ("Points: 599", "true class", "right or wrong")),
+    ],
+)
+def test_tensorboard_has_its_tabs(browser, tensorboard, tab, wanted):
+    emulate(browser, width=1280, height=900, mobile=False)
+    browser.get(f"{tensorboard}#{tab}")
+    browser.refresh()
+    missing, last = wanted, time.monotonic() + 60
+    while missing and time.monotonic() < last:
+        time.sleep(0.2)
+        text = browser.execute_script(TEXT)
+        missing = [words for words in wanted if words not in text]
+    assert not missing
