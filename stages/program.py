@@ -14,7 +14,7 @@ import torch
 
 import distributed
 
-from .signals import Interrupted, handled, say, say_stopped
+from .signals import Interrupted, handled, say, stopped
 
 
 class Failure(Exception):
@@ -41,9 +41,8 @@ def program(main):
         except (ValueError, OSError) as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             _exit(1 if full else 2, error)
-        except Interrupted as stopped:
-            say_stopped(stopped.signum)
-            raise SystemExit(128 + stopped.signum) from None
+        except Interrupted as interrupted:
+            stopped(interrupted.signum)
 
     return wrapper
 
