@@ -14,7 +14,7 @@ import torch
 
 import distributed
 
-from .signals import Interrupted, handled, say, say_stopped
+from .signals import Interrupted, handled, say, stopped
 
 # What a disk says that takes no more.
 _FULL = {getattr(errno, name, 0) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")}
@@ -43,9 +43,8 @@ def program(main):
             _exit(1, Failure(ended))
         except (ValueError, OSError) as error:
             _exit(1 if getattr(error, "errno", None) in _FULL else 2, error)
-        except Interrupted as stopped:
-            say_stopped(stopped.signum)
-            raise SystemExit(128 + stopped.signum) from None
+        except Interrupted as interrupted:
+            stopped(interrupted.signum)
 
     return wrapper
 

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 3  # seconds from the signal that ends a program to its end, when it saves nothing first
@@ -28,6 +28,7 @@ class Interrupted(BaseException):
 
 
 class _Signals:
+    script = False  # whether this process is one of the programs, and nobody's test
     deferred = False  # a first signal waits until the state is saved
     cuttable = False  # but not for the work that is under way, see `came_to_its_end`
 
@@ -71,13 +72,25 @@ def say_stopped(signum):
         say(f"stopped by {signal.Signals(signum).name}")
 
 
+def stopped(signum):
+    """Nothing is left to do but to end.  A script does so at once: to take torch down would cost
+    more than a second of the processor, ten times that beside other work.
+    """
+    say_stopped(signum)
+    if not _signals.script:
+        raise SystemExit(128 + signum)
+    with suppress(OSError, RuntimeError):  # nobody reads it; it is being written to
+        sys.stdout.flush()
+    os._exit(128 + signum)
+
+
 def from_the_start():
     """Both signals end the program in one line from now on: while it imports, after its work."""
 
     def leave(signum, frame):
-        say_stopped(_signals.leaving or signum)
-        os._exit(128 + (_signals.leaving or signum))
+        stopped(_signals.leaving or signum)
 
+    _signals.script = True
     for signum in _SIGNALS:
         signal.signal(signum, leave)
 
