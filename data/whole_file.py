@@ -19,7 +19,8 @@ def named(path):
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        if error.errno:  # the system's own; any other has a text that says all
+            error.filename = error.filename or str(path)
         raise
 
 
