@@ -19,7 +19,7 @@ def named(path):
     try:
         yield
     except OSError as error:
-        if error.errno:  # one of ours has no number, and says all
+        if error.errno:  # the system's own; any other has a text that says all
             error.filename = error.filename or str(path)
         raise
 
