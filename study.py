@@ -118,8 +118,9 @@ class Study:
         }
 
     def rows(self):
-        """A row for every finished run of any arm, from its folder or from runs.csv; what no arm
-        asks for any more, or newer code has run again, is left out.  Other presets' rows stay.
+        """A row for every finished run of any arm, from its folder or from runs.csv, and for those
+        that it came from; what no arm asks for any more, or newer code has run again, is left out.
+        Other presets' rows stay.
         """
         old = read_rows(self.csv)
         rows = [row for row in old if row["preset"] != self.args.preset]
@@ -133,6 +134,11 @@ class Study:
         for key, run in runs.items():
             if row := self._row(run) or by_key.get(key):
                 rows.append(row | {"arms": "; ".join(sorted(ends.get(key, ())))})
+        by_identity, here = {row["identity"]: row for row in old}, {r["identity"] for r in rows}
+        for row in rows:  # grows
+            if (parent := row["parent"]) in by_identity and parent not in here:
+                here.add(parent)
+                rows.append(by_identity[parent] | {"arms": ""})
         return rows
 
     def _row(self, run):

@@ -544,6 +544,25 @@ def run_killed(command, kills, seed):
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
+def test_a_row_stays_while_another_came_from_it(tmp_path):
+    """Newer code has run a teacher again; the old teacher's selection counts its images still."""
+    args = study.parse(
+        ["--preset", "demo", "--runs-dir", str(tmp_path), "--results", str(tmp_path)]
+    )
+    now = study.Study(args)
+    samples = now.planner.run("pipeline before fine-tuning", 0).parent
+    old = replace(samples, parent=replace(samples.parent, code="old"), code="old")
+    result, config = {"seconds": 1.0, "pool_size": 9, "images_processed": 9}, {"versions": {}}
+    rows = [row_of(run, result, config) for run in (old.parent, old)]
+    write_rows(tmp_path / "runs.csv", rows)
+    assert {row["identity"] for row in now.rows()} == {row["identity"] for row in rows}
+    newer = row_of(samples.parent, result, config)
+    now.done[samples.parent.identity] = newer
+    found = now.rows()
+    assert {row["identity"] for row in found} == {r["identity"] for r in (*rows, newer)}
+    assert [row["arms"] for row in found if row["identity"] == rows[0]["identity"]] == [""]
+
+
 @pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_rows(tmp_path, driver, place):
     (place.root / "seconds").write_text("0.2")
