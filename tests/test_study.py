@@ -561,7 +561,7 @@ def test_a_spent_budget_and_a_report_from_the_rows_alone(tmp_path, driver, place
         ("--preset nothing", "there is no preset 'nothing'; choose from"),
         ("--preset demo --claims k nothing", "--claims nothing: choose from pipeline"),
         ("--preset demo --commands nothing", "--commands nothing: choose from"),
-        ("--preset demo --seeds 0", "--seeds: must be above 0"),
+        ("--preset demo --seeds 0", "--seeds: must be 1 or more"),
     ],
 )
 def test_errors_are_one_line(words, says, capsys):
