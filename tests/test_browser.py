@@ -98,7 +98,9 @@ def tensorboard(digits_run):
     from tensorboard import program
 
     server = program.TensorBoard()
-    server.configure(argv=["tensorboard", "--logdir", str(digits_run), "--port", "0"])
+    # load_fast would start a process that may outlive a test that is killed.
+    flags = ["--logdir", str(digits_run), "--port", "0", "--load_fast", "false"]
+    server.configure(argv=["tensorboard", *flags])
     return server.launch()
 
 
