@@ -8,12 +8,13 @@ launcher, as from a terminal or a batch system.  Figures of a row, of both signa
 
     line    seconds from the signal to our first line on stderr
     end     seconds from the signal to the end of the program, or of torchrun
+    load    processes of the machine that want to run
     lines   of ours on stderr;  a traceback of ours counts as 100
     code    as it should be: 143 and 130;  torchrun itself ends with 1
     same    whether --resume then ends with the same bytes as a run that was never stopped
 
 The images are 100 noise pictures of 8 pixels, so every step is far shorter than a second.  With
---json a number of processes that is not tried keeps the figures that FILE has.  Linux.
+--json a phase that is not tried keeps the figures that FILE has.  Linux.
 """
 
 import argparse
@@ -43,7 +44,7 @@ from stages import flags
 from stages.config import versions
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ("line", "end", "lines", "code", "same")
+COLUMNS = ("line", "end", "load", "lines", "code", "same")
 TRAINED = ["--batch-size", "6", "--epochs", "3", "--passes", "1"]
 STEPS = {
     "teacher": ["main.py", "--preset", "demo", "--dataset", "folder", "--input-size", "8",
@@ -63,7 +64,8 @@ PHASES = {  # phase -> the steps it is tried in, the function that begins it
     "evaluation": ("student", "/stages/training.py:evaluate"),
     "scoring": ("samples", "/stages/scoring.py:add"),
     "last test": ("finetuned", "/stages/training.py:test_once"),
-    "drawing": ("teacher samples", "/torch/utils/tensorboard/writer.py:add_figure"),
+    "drawing": ("teacher", "/report/board.py:test_results"),
+    "pictures": ("samples", "/report/board.py:selection"),
     "result": ("student", "/stages/lifetime.py:finish"),
 }
 # Waits a moment where the phase begins, so that the signal finds it there.
@@ -162,7 +164,7 @@ def pictures(folder, count, seed):
 
 
 def measure(folder, ranks, phases):
-    """{"phase, step": row} for a number of processes."""
+    """Yield "phase, step", row for a number of processes."""
     whole, fresh, stages = folder / "whole", folder / "fresh", list(STEPS)
     for number, name in enumerate(("ant", "bee", "crab", "dove")):
         pictures(fresh / "data/train" / name, 14, number)
@@ -172,7 +174,6 @@ def measure(folder, ranks, phases):
     wanted = [(phase, stage) for phase in phases for stage in PHASES[phase][0].split()]
     for stage in stages[: 1 + max(stages.index(stage) for _, stage in wanted)]:
         finish(whole, stage, ranks)
-    rows = {}
     for phase, stage in wanted:
         found = []
         for signum in (signal.SIGTERM, signal.SIGINT):
@@ -184,9 +185,7 @@ def measure(folder, ranks, phases):
             row["same"] = contents(base / "run" / stage) == contents(whole / "run" / stage)
             found.append(row)
             shutil.rmtree(base)
-        rows[f"{phase}, {stage}"] = worse(*found)
-        print(phase, stage, found, flush=True)
-    return rows
+        yield f"{phase}, {stage}", worse(*found) | {"load": os.getloadavg()[0]}
 
 
 def worse(one, other):
@@ -200,8 +199,8 @@ def worse(one, other):
 def print_table(ranks, rows):
     print(f"\n{ranks + ' process(es)':24}" + "".join(f"{name:>8}" for name in COLUMNS))
     for name, row in rows.items():
-        seconds = ["never" if row[x] is None else f"{row[x]:.2f}" for x in ("line", "end")]
-        print(f"{name:24}" + "".join(f"{x!s:>8}" for x in (*seconds, *map(row.get, COLUMNS[2:]))))
+        seconds = ["-" if row[x] is None else f"{row[x]:.2f}" for x in COLUMNS[:3]]
+        print(f"{name:24}" + "".join(f"{x!s:>8}" for x in (*seconds, *map(row.get, COLUMNS[3:]))))
 
 
 def main(argv=None):
@@ -210,14 +209,15 @@ def main(argv=None):
     for name in ("add_figure", "add_pr_curve", "add_embedding"):  # of the runs in this process
         setattr(SummaryWriter, name, lambda *arguments, **options: None)
     found = {}
-    for ranks in args.ranks:
+    if args.json and args.json.exists():
+        found = json.loads(args.json.read_text())["processes"]
+    for ranks in map(str, args.ranks):
         with tempfile.TemporaryDirectory() as folder:
-            found[str(ranks)] = measure(Path(folder), ranks, args.phases)
-    for ranks, rows in found.items():
-        print_table(ranks, rows)
-    if args.json:
-        old = json.loads(args.json.read_text())["processes"] if args.json.exists() else {}
-        write_json(args.json, {"processes": old | found, "versions": versions()})
+            for name, row in measure(Path(folder), int(ranks), args.phases):
+                found.setdefault(ranks, {})[name] = row
+                if args.json:
+                    write_json(args.json, {"processes": found, "versions": versions()})
+        print_table(ranks, found[ranks])
 
 
 if __name__ == "__main__":
