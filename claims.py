@@ -574,7 +574,7 @@ def _semi_weak(settings, preset):
     10^9.  They come from another crawl than the pool of the selection, whose folder names would be
     the hidden labels; in the paper both come from one.  As many images are processed with tags as
     with labels.  Each arm's whole compute stands in its row; the second `weak` has that of
-    `semi-weak`.
+    `semi-weak`.  Its one trial, seed 100: docs/results/weak.json.
     """
     recipe, tags = settings.teacher, {"weak_pretrain": "tiny-imagenet"}
     images = recipe.epochs * recipe.passes * Sizes.of(settings).rows("teacher")
