@@ -12,6 +12,7 @@ finished    what a finished stage hands on to the next one
 inherit     settings from the preset, the stage before and the flags; what --resume may not change
 dataset     the labelled set and its split
 config      config.json
+start       what a training starts from: a stage, published weights, or nothing
 estimate    the hours of a training on a CPU
 training    steps 1, 3 and 4: follow a training, log it, save it, test once at the end
 scoring     step 2: the walk over the pool

@@ -29,6 +29,17 @@ def test_the_committed_verdicts_are_those_of_the_committed_rows(tmp_path, preset
     assert made == (RESULTS / "verdicts.md").read_text(encoding="utf-8")
 
 
+def test_what_newer_code_has_repeated_has_the_same_digits():
+    by_key = {}
+    for row in read_rows(RESULTS / "runs.csv"):
+        by_key.setdefault(row["key"], []).append(row)
+    repeated = [rows for rows in by_key.values() if len(rows) > 1]
+    assert len(repeated) == 15  # RESULTS.md says so
+    for rows in repeated:
+        found = {tuple(row[n] for n in ("val_top1", "test_top1", "labels_right")) for row in rows}
+        assert len(found) == 1
+
+
 @pytest.mark.parametrize("name", ["README.md", "RESULTS.md"])
 def test_every_number_of_the_study_is_that_of_a_verdict_or_a_run(name):
     parts = STUDY.findall((ROOT / name).read_text(encoding="utf-8"))
