@@ -34,14 +34,18 @@ def test_a_program_that_imports_ends_in_one_line(tmp_path, signum, code):
 
 
 # A mutex that its holder locks again: no signal gets a thread out of that, nor Python's handler in.
+# (Signals that come before it is locked again are handled as a program does.)
 STUCK = """
 import ctypes
-from stages.signals import handled, saving_first
-mutex = ctypes.create_string_buffer(128)
-with handled(), saving_first():
-    ctypes.CDLL(None).pthread_mutex_lock(mutex)
-    print("here", flush=True)
-    ctypes.CDLL(None).pthread_mutex_lock(mutex)
+from stages.signals import Interrupted, handled, saving_first, stopped
+mutex, lock = ctypes.create_string_buffer(128), ctypes.CDLL(None).pthread_mutex_lock
+try:
+    with handled(), saving_first():
+        lock(mutex)
+        print("here", flush=True)
+        lock(mutex)
+except Interrupted as interrupted:
+    stopped(interrupted.signum)
 """
 
 
