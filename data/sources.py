@@ -238,11 +238,14 @@ def _folder(name, folder, data_dir, size):
 
 def _tars(spec, data_dir, size):
     path = os.path.expanduser(spec)
-    shards = [path]
-    if not os.path.isfile(path):
-        shards = [p for one in _numbered(path) for p in glob.glob(one) if os.path.isfile(p)]
-    if not shards:
-        raise FileNotFoundError(f"no tar shard matches {spec!r}; check the path, quote the pattern")
+    shards = [path] if os.path.isfile(path) else []
+    for one in () if shards else _numbered(path):
+        found = [p for p in glob.glob(one) if os.path.isfile(p)]
+        if not found:
+            raise FileNotFoundError(
+                f"no tar shard matches {one!r}; check the path, quote the pattern"
+            )
+        shards += found
     name = (
         Path(path.rpartition(".t")[0]).name
         if shards == [path]

@@ -451,6 +451,8 @@ def test_a_range_of_shards_is_those_it_names(tmp_path):
             archive.addfile(member, io.BytesIO(content))
     (source,) = open_sources([tmp_path / "part-{001..003}.tar"], tmp_path, 8)
     assert [name.split("/")[-1] for name in source.names] == ["1.png", "2.png", "3.png"]
+    with pytest.raises(FileNotFoundError, match=r"no tar shard matches '.*part-004.tar'"):
+        open_sources([tmp_path / "part-{001..004}.tar"], tmp_path, 8)
 
 
 def test_cut_shards_give_what_lies_before_the_cut(tmp_path):
