@@ -14,6 +14,7 @@ dataset     the labelled set and its split
 config      config.json
 start       what a training starts from: a stage, published weights, or nothing
 estimate    the hours of a training on a CPU
+evaluation  validation and test images through the network
 training    steps 1, 3 and 4: follow a training, log it, save it, test once at the end
 scoring     step 2: the walk over the pool
 whole_run   a run folder read back, for the report page

@@ -10,18 +10,18 @@ from tqdm import tqdm
 
 import distributed
 from data import Augment, Images, LabelledImages, LabelledSet, Normalise
-from engine import TrainState, accuracy, count_steps, fit, predict
+from engine import TrainState, accuracy, count_steps, fit
 from models import build_model, head_of
 from presets import Training
 
 from . import checkpoint, signals
 from .device import Compute
+from .evaluation import evaluate, test_once
 from .folder import STAGES
 from .lifetime import OpenStage, running
 
 LOOK_SECONDS = 1  # between two looks at a training: progress bar, signals
 SAVE_SECONDS = 30  # between two saves: one of a ResNet-50 is 190 MB
-EVALUATED = 500  # validation and test images at a time; a part of 5,000 and of 10,000 images
 # On a GPU: images trained on for each validation image, at least.  To evaluate an image takes about
 # a third of a training step's time for it, so that all evaluations take 2 % of the time.
 TRAINED_PER_EVALUATED = 20
@@ -137,7 +137,6 @@ def train_and_log(job, log, state, images, val, augment, saved):
     began = last_save = epoch_began = time.monotonic()
     epoch_from = state.images
     clock = distributed.Clock(LOOK_SECONDS, state.step)
-    every = epochs_between_evaluations(job.compute.device, job.recipe, len(job.labels), len(val))
     compiler = torch.compile if job.config["compile"] else None
     to_show = log if job.stage.saved is None else None
     bar = tqdm(
@@ -158,18 +157,14 @@ def train_and_log(job, log, state, images, val, augment, saved):
             _show_batch(job, to_show.board, images, augment)
             to_show = None
         if epoch_ends:
-            seconds = time.monotonic() - epoch_began
-            due = done or state.epoch % every == 0
-            logits = evaluate(state, val, augment.normalise) if due else None
-            if logits is not None or not due:
-                top1, top5 = accuracy(logits, job.val.labels) if due else (None, None)
-                metrics = {"epoch": state.epoch, **numbers, "val_top1": top1, "val_top5": top5}
-                rate = (state.images - epoch_from) / seconds
+            seconds, count = time.monotonic() - epoch_began, state.images - epoch_from
+            if ended := _epoch_metrics(job, state, val, augment.normalise, numbers):
+                metrics = ended
                 if log:
-                    timed = {**metrics, "seconds": seconds, "images_per_second": rate}
+                    timed = {**metrics, "seconds": seconds, "images_per_second": count / seconds}
                     log.epoch(timed, state.images)
                     if bar.disable:  # no terminal: a file, a notebook, a job of a cluster
-                        print(_epoch_line(metrics, job.recipe.epochs, rate), flush=True)
+                        print(_epoch_line(timed, job.recipe.epochs), flush=True)
             epoch_began, epoch_from = time.monotonic(), state.images
         # Asked once: a signal after this belongs to the next look.  All processes stop together.
         signum = distributed.largest(signals.interruption() or 0)
@@ -184,10 +179,24 @@ def train_and_log(job, log, state, images, val, augment, saved):
     return metrics, spent + time.monotonic() - began
 
 
-def _epoch_line(metrics, epochs, rate):
+def _epoch_metrics(job, state, val, normalise, numbers):
+    """The metrics of the epoch that has just ended, of validation where it is due; None where a
+    signal has cut its evaluation short.
+    """
+    recipe, top1, top5 = job.recipe, None, None
+    every = epochs_between_evaluations(job.compute.device, recipe, len(job.labels), len(val))
+    if state.epoch == recipe.epochs or state.epoch % every == 0:
+        logits = evaluate(state, val, normalise)
+        if logits is None:
+            return None
+        top1, top5 = accuracy(logits, job.val.labels)
+    return {"epoch": state.epoch, **numbers, "val_top1": top1, "val_top5": top5}
+
+
+def _epoch_line(metrics, epochs):
     top1 = metrics["val_top1"]
     validation = "" if top1 is None else f", validation {top1:.2f} %"
-    loss = metrics["train_loss"]
+    loss, rate = metrics["train_loss"], metrics["images_per_second"]
     return f"epoch {metrics['epoch']} of {epochs}: loss {loss:.3f}{validation}, {rate:.0f} images/s"
 
 
@@ -195,39 +204,6 @@ def _save(job, log, state, metrics, seconds):
     whole = {"fit": state.state_dict(), "metrics": metrics, "seconds": seconds}
     if log:
         checkpoint.save({**whole, "log": log.logged}, job.stage.folder / "resume.pt")
-
-
-def evaluate(state, images, prepare):
-    """Logits (N,C) on the CPU, whatever the number of processes; each predicts its share.
-
-    They are collected on the device and copied once, since a copy makes a GPU wait.
-    None where a signal has cut one of the processes short, see `signals.came_to_its_end`.
-    """
-    network = state.network
-    distributed.same_(network.buffers())  # each process's batch norm has seen its own share
-    first, last = distributed.share(len(images), EVALUATED)
-    _, head = head_of(network)
-    logits = torch.zeros(len(images), head.out_features, device=state.sums.device)
-    chunks = predict(network, images, prepare, EVALUATED, first, last, state.precision)
-
-    def collect():
-        for start, chunk in chunks:
-            logits[start : start + len(chunk)] = chunk
-
-    cut = distributed.largest(int(not signals.came_to_its_end(collect)))
-    return None if cut else distributed.total_(logits).cpu()
-
-
-def test_once(state, images, prepare):
-    """The test set is read here, once: -> logits (N,C), features before the last layer (N,D)."""
-    inputs, (_, head) = [], head_of(state.network)
-    hook = head.register_forward_pre_hook(lambda _, x: inputs.append(x[0].float()))
-    logits = evaluate(state, images, prepare)
-    hook.remove()
-    features = torch.zeros(len(images), head.in_features, device=state.sums.device)
-    first, last = distributed.share(len(images), EVALUATED)
-    features[first:last] = torch.cat([features[:0], *inputs])
-    return logits, distributed.total_(features).cpu()
 
 
 def _result(job, network, logits, metrics, seconds):

@@ -16,10 +16,10 @@ from presets import PRESETS
 
 from . import checkpoint
 from .dataset import load_dataset
+from .evaluation import EVALUATED
 from .finished import read_stage
 from .folder import STAGES, state_of
 from .inherit import INHERITED, inherit
-from .training import EVALUATED
 
 _TRAININGS = {"teacher": "teacher", "student": "student", "finetuned": "finetune"}  # in a Preset
 

@@ -1,0 +1,44 @@
+"""Validation and test images through the network, each process a share of them."""
+
+import torch
+
+import distributed
+from engine import predict
+from models import head_of
+
+from . import signals
+
+EVALUATED = 500  # images at a time; a part of 5,000 and of 10,000 images
+
+
+def evaluate(state, images, prepare):
+    """Logits (N,C) on the CPU, whatever the number of processes; each predicts its share.
+
+    They are collected on the device and copied once, since a copy makes a GPU wait.
+    None where a signal has cut one of the processes short, see `signals.came_to_its_end`.
+    """
+    network = state.network
+    distributed.same_(network.buffers())  # each process's batch norm has seen its own share
+    first, last = distributed.share(len(images), EVALUATED)
+    _, head = head_of(network)
+    logits = torch.zeros(len(images), head.out_features, device=state.sums.device)
+    chunks = predict(network, images, prepare, EVALUATED, first, last, state.precision)
+
+    def collect():
+        for start, chunk in chunks:
+            logits[start : start + len(chunk)] = chunk
+
+    cut = distributed.largest(int(not signals.came_to_its_end(collect)))
+    return None if cut else distributed.total_(logits).cpu()
+
+
+def test_once(state, images, prepare):
+    """The test set is read here, once: -> logits (N,C), features before the last layer (N,D)."""
+    inputs, (_, head) = [], head_of(state.network)
+    hook = head.register_forward_pre_hook(lambda _, x: inputs.append(x[0].float()))
+    logits = evaluate(state, images, prepare)
+    hook.remove()
+    features = torch.zeros(len(images), head.in_features, device=state.sums.device)
+    first, last = distributed.share(len(images), EVALUATED)
+    features[first:last] = torch.cat([features[:0], *inputs])
+    return logits, distributed.total_(features).cpu()
