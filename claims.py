@@ -69,7 +69,7 @@ def base(name):
 
 def claims(name):
     """The claims that `study.py --preset name` is about, in the order in which they are run."""
-    found = (make(base(name), name) for make in _CLAIMS)
+    found = (make(base(name), name) for make in (_FEW_LABELS if name == "cifar10" else _CLAIMS))
     toy = "digits, 8 px" if name == "demo" else ""
     return tuple(replace(claim, toy=toy or claim.toy) for claim in found if name not in claim.unfit)
 
@@ -111,7 +111,9 @@ def names(arms):
 
 
 def _pipeline(settings, preset):
-    """Both sides are tuned: ours over 3 settings of one compute, the rival over 5."""
+    """Both sides are tuned: ours over 3 settings of one compute, the rival over 5.  On CIFAR-10
+    ours was tuned in the trials of the preset, seed 100, and has one setting, the rival 4.
+    """
     ours = (
         PIPELINE,
         Arm("pipeline, fine-tuning rate x 1/3", finetuned={"learning_rate": Times(1 / 3)}),
@@ -128,6 +130,9 @@ def _pipeline(settings, preset):
     )
     if preset == "demo":
         ours, rivals = ours[:2], (*rivals[:2], rivals[-1])
+    elif preset == "cifar10":  # TrivialAugment and twice the usual rate are in the preset
+        slower = labels_alone("pipeline", 1.0, "rate x 0.5", learning_rate=Times(0.5))
+        ours, rivals = ours[:1], (*rivals[:2], slower, rivals[-1])
     stages = (("teacher", TEACHER), ("pre-trained", BEFORE), *zip(_SHORT_OURS, ours, strict=False))
     compared = tuple((arm.name.removeprefix("labels alone, "), arm) for arm in rivals)
     return Claim(
@@ -658,3 +663,6 @@ def _transfer(settings, preset):
 _CLAIMS = (_pipeline, _fine_tuning, _strong_recipe, _pool_size, _iterations, _k, _selection, _p)
 _CLAIMS += (_second_round, _soft_labels, _semi_weak, _transfer)
 _CLAIMS += (_teacher_capacity, _self_training, _student_capacity, _all_labels)
+# CIFAR-10 has the regime in which the labels alone have little more to gain: 500 labels, and a pool
+# about as many times larger as the paper's.  What is asked is whether the pipeline wins there.
+_FEW_LABELS = (_pipeline, _fine_tuning, _pool_size)
