@@ -19,15 +19,19 @@ from stages import flags
 
 
 def parse(argv):
-    parser = flags.stage_parser(__doc__)
+    parser = flags.stage_parser(__doc__, "teacher", "finetune")
     add = parser.add_argument_group("steps 1 and 4").add_argument
-    add("--student-network", action=flags.Boolean, help="step 4: fine-tune the student")
-    add("--student", type=Path, metavar="PATH", help="step 4: the stage to start from")
+    add("--student-network", action=flags.Boolean, help="step 4: fine-tune the "
+        "student of step 3 on the true labels")  # fmt: skip
+    add("--student", type=Path, metavar="PATH", help="step 4: the stage to start "
+        "from (default RUN/student)")  # fmt: skip
     add("--weights", metavar="PATH|NAME", help="step 1: start from a checkpoint, or from published "
         "weights: resnet50_swsl (CC-BY-NC 4.0), efficientnet_b0, timm/resnet10t")  # fmt: skip
-    add("--linear", action=flags.Boolean, help="train the last layer alone, all others as given")
+    add("--linear", action=flags.Boolean, help="train the last layer alone, all "
+        "others as --weights has them: how good are its features?")  # fmt: skip
     add("--weak-pretrain", metavar="POOL", help="step 1: first train on the folder names of a pool "
-        "(see --unlabeled in step 2) as classes, with the settings of step 3")  # fmt: skip
+        "(see --unlabeled in step 2) as classes, with the settings of step 3: the paper's "
+        "semi-weak supervision")  # fmt: skip
     add("--weak-epochs", type=flags.number(int, 1), metavar="N", help="passes over that pool "
         "(default the preset's epochs of step 3)")  # fmt: skip
     args = parser.parse_args(argv)

@@ -19,19 +19,24 @@ SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
 
 
 def parse(argv):
-    parser = flags.stage_parser(__doc__, training=False)
+    parser = flags.stage_parser(__doc__)
     share = flags.number(float, 0, 1)
     add = parser.add_argument_group("step 2").add_argument
     add("--teacher", type=Path, metavar="PATH", help="model.pt or its stage (default RUN/teacher); "
         "that of step 4 begins a second round")  # fmt: skip
-    add("--unlabeled", nargs="+", metavar="SPEC", help="heldout, cifar10, tiny-imagenet, stl10, "
-        "patches, a folder, or tar shards")  # fmt: skip
+    add("--unlabeled", nargs="+", metavar="SPEC", help="the pool: heldout, cifar10, "
+        "tiny-imagenet, stl10, patches, a folder, or tar shards, several at once "
+        f"{flags.usual('unlabeled')}")  # fmt: skip
     add("--pool-size", type=flags.number(int, 1), metavar="N",
-        help="draw N images from the pool (default all)")  # fmt: skip
-    add("--p", type=flags.number(int, 1), help="classes an image may stand for")
-    add("--k", type=flags.number(int, 1), help="images a class keeps")
-    add("--min-score", type=share, default=0.0, help="least score of a candidate")
-    add("--strategy", choices=flags.STRATEGIES, default="ranked", help="see ranking.candidates")
+        help="draw N images from the pool: how good is a smaller one? (default all)")  # fmt: skip
+    add("--p", type=flags.number(int, 1), help="the paper's P: best classes that an "
+        f"image may stand for; more where classes are short of it {flags.usual('p')}")  # fmt: skip
+    add("--k", type=flags.number(int, 1), help="the paper's K: best images that "
+        f"a class keeps; more are more varied, more often wrong {flags.usual('k')}")  # fmt: skip
+    add("--min-score", type=share, default=0.0, help="least score of a candidate, "
+        "for pools with images of no class (default 0)")  # fmt: skip
+    add("--strategy", choices=flags.STRATEGIES, default="ranked", help="ranked: the "
+        "paper's; the others are its rivals, see ranking.candidates (default ranked)")  # fmt: skip
     add("--max-bad-fraction", type=share, default=0.01, metavar="X",
         help="unreadable share of the pool that stops the run (default 0.01)")  # fmt: skip
     add("--keep-duplicates", action=flags.Boolean, help="keep images that a labelled set holds too")

@@ -15,25 +15,43 @@ def _setting(default, text):
 class Training:
     """One training run; every field is a flag of the scripts that train."""
 
-    model: str = _setting("resnet50", "network by name, see models/__init__.py")
-    epochs: int = _setting(100, "epochs to train for")
-    learning_rate: float = _setting(0.1, "peak learning rate, for a whole batch")
-    batch_size: int = _setting(256, "images in an optimizer step")
-    passes: int = _setting(1, "passes over the images in an epoch, for very small sets")
+    model: str = _setting(
+        "resnet50", "network by name, see models/__init__.py; teacher and student may differ"
+    )
+    epochs: int = _setting(100, "epochs to train for; more where validation still rises at the end")
+    learning_rate: float = _setting(
+        0.1, "peak learning rate, for a whole batch; lower where the loss is not finite"
+    )
+    batch_size: int = _setting(
+        256, "images in an optimizer step; fewer where memory runs out, then at a lower rate"
+    )
+    passes: int = _setting(1, "passes over the images in an epoch; more for sets of few images")
     schedule: str = _setting(
         "cosine",
         "cosine: to zero; halving: 13 halvings at equal steps (paper, pre-training); "
         "steps: a tenth, three times, at equal steps (paper, fine-tuning)",
     )
-    warmup: float = _setting(0.05, "share of the steps that the rate takes to rise to its peak")
-    weight_decay: float = _setting(1e-4, "L2 penalty, on every parameter")  # paper
-    label_smoothing: float = _setting(0.0, "label smoothing, 0 to 1")
-    ema_decay: float = _setting(0.0, "average the weights with this decay a step; 0 for off")
-    augment: str = _setting(
-        "crop-flip", "none, crop, crop-flip, randaugment or trivialaugment (data/augment.py)"
+    warmup: float = _setting(
+        0.05, "share of the steps that the rate takes to rise to its peak; more for high rates"
     )
-    mixup: float = _setting(0.0, "MixUp's alpha; 0 for off")
-    cutmix: float = _setting(0.0, "CutMix's alpha; 0 for off")
+    weight_decay: float = _setting(
+        1e-4, "L2 penalty, on every parameter; more where few images are learnt by heart"
+    )  # paper
+    label_smoothing: float = _setting(
+        0.0, "share of a label that all classes get, 0 to 1; for long trainings"
+    )
+    ema_decay: float = _setting(
+        0.0, "average the weights with this decay a step, 0 for off; steadies a noisy end"
+    )
+    augment: str = _setting(
+        "crop-flip",
+        "random changes of the training images (data/augment.py), from none to trivialaugment; "
+        "stronger ones for long trainings of few images",
+    )
+    mixup: float = _setting(
+        0.0, "MixUp's alpha, 0 for off; keeps few images from being learnt by heart"
+    )
+    cutmix: float = _setting(0.0, "CutMix's alpha, 0 for off; the same, for long trainings")
     mixed: float = _setting(1.0, "share of the batches that MixUp or CutMix changes, 0 to 1")
 
 

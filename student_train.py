@@ -16,7 +16,7 @@ from stages import flags
 
 
 def parse(argv):
-    parser = flags.stage_parser(__doc__)
+    parser = flags.stage_parser(__doc__, "student")
     add = parser.add_argument_group("step 3").add_argument
     add("--selection", type=Path, metavar="PATH", help="the stage of step 2 (default RUN/samples)")
     add("--soft-labels", action=flags.Boolean, help="learn the teacher's scores of an image's P "

@@ -112,44 +112,80 @@ def bare_parser(description):
     return _Parser(description=description, formatter_class=raw, allow_abbrev=False)
 
 
-def stage_parser(description, training=True):
-    """A parser with the common flags; with `training` also one for every field of
-    presets.Training, otherwise only those that every step takes.
+def usual(name, *parts):
+    """What the presets say of a field, for --help: "[lab study: 0.1 / 0.01; demo: 0.05 / 0.005]".
+
+    parts: the parts of a preset that have the field, a value each; none for a field of its own
+    """
+    presets = {}  # value -> those that have it
+    for preset, settings in PRESETS.items():
+        owners = [getattr(settings, part) for part in parts] or [settings]
+        found = dict.fromkeys(_shown(getattr(owner, name)) for owner in owners)
+        presets.setdefault(" / ".join(found), []).append(preset)
+    if len(presets) == 1:
+        return f"[{next(iter(presets))}]"
+    return "[" + "; ".join(f"{' '.join(who)}: {value}" for value, who in presets.items()) + "]"
+
+
+def _shown(value):
+    if isinstance(value, float):
+        return f"{value:g}"
+    return " + ".join(value) if isinstance(value, tuple) else "all" if value is None else str(value)
+
+
+def stage_parser(description, *parts):
+    """A parser with the common flags, and one for every field of presets.Training; without `parts`
+    for those of them that every step takes.
+
+    parts: the trainings of a preset that the program is for: teacher, student, finetune
     """
     parser = bare_parser(description)
-    add = parser.add_argument_group("common").add_argument
-    add("--preset", choices=PRESETS, help="named settings, see presets.py (default cifar100)")
-    add("--run-dir", type=Path, metavar="DIR", help="where the stages are (default runs/<preset>)")
-    add("--data-dir", type=Path, metavar="DIR", help="where data sets are (default datasets)")
-    add("--dataset", "--dataset-mode", choices=LABELLED_SETS, type=str.lower,
-        help="the labelled images")  # fmt: skip
-    add("--input-size", type=number(int, 8, 1024), metavar="N", help="pixels a side")
-    add("--labels-per-class", type=number(int, 1), metavar="N", help="labelled images a class")
-    add("--val-per-class", type=number(int, 1), metavar="N", help="validation images a class")
-    add("--seed", type=number(int, 0, 2**31), help="of the whole chain (default 0)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default auto")
+    text = "Brackets have the values of the presets"
+    text += ", those of step 1 / step 4 where they differ." if len(parts) > 1 else "."
+    add = parser.add_argument_group("common", text).add_argument
+    add("--preset", choices=PRESETS, help="the named settings that the other flags change, see "
+        "presets.py (default cifar100, for a GPU)")  # fmt: skip
+    add("--run-dir", type=Path, metavar="DIR", help="where the stages are; a folder of its own for "
+        "every experiment (default runs/<preset>)")  # fmt: skip
+    add("--data-dir", type=Path, metavar="DIR", help="where data sets are, or go when they are "
+        "downloaded (default datasets)")  # fmt: skip
+    add("--dataset", "--dataset-mode", choices=LABELLED_SETS, type=str.lower, help="the labelled "
+        f"images; folder: your own, DATA_DIR/train/<class>/* {usual('dataset')}")  # fmt: skip
+    add("--input-size", type=number(int, 8, 1024), metavar="N", help="pixels a side that every "
+        f"image is resized to; half of it is four times as fast {usual('input_size')}")  # fmt: skip
+    add("--labels-per-class", type=number(int, 1), metavar="N", help="true labels that steps 1 and "
+        "4 see; the other training images are the pool heldout: with fewer labels there is more to "
+        f"gain from it {usual('labels_per_class')}")  # fmt: skip
+    add("--val-per-class", type=number(int, 1), metavar="N", help="images a class cut from the "
+        f"training images, for all choices {usual('val_per_class')}")  # fmt: skip
+    add("--seed", type=number(int, 0, 2**31), help="of the whole chain: split, weights, order; "
+        "several give error bars (default 0)")  # fmt: skip
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
+        help="auto: a GPU where there is one (default)")  # fmt: skip
     add("--precision", choices=PRECISIONS, default="auto", help="of the convolutions; auto: the "
         "faster one on this machine (default)")  # fmt: skip
-    add("--threads", type=number(int, 1, 1024), metavar="N",
-        help="of the CPU (default: as many as the network can use)")  # fmt: skip
-    add("--deterministic", action=Boolean, help="refuse kernels whose sums vary from run to run")
+    add("--threads", type=number(int, 1, 1024), metavar="N", help="of the CPU; fewer beside other "
+        "programs (default: as many as the network can use)")  # fmt: skip
+    add("--deterministic", action=Boolean, help="refuse kernels whose sums vary from run to run; "
+        "for the same bits twice on a GPU")  # fmt: skip
     add("--resume", action=Boolean, help="go on with an unfinished stage; a finished one stays")
     add("--overwrite", action=Boolean, help="start the stage anew")
-    if training:
+    if parts:
         add("--compile", choices=COMPILE, default="auto", help="the network that is trained, with "
             "torch.compile; auto: on a GPU, not with --deterministic (default)")  # fmt: skip
         add(
             "--yes", action=Boolean, help="presets cifar100 on a CPU: train for days without asking"
         )
-    add = parser.add_argument_group("training" if training else "scoring").add_argument
+    add = parser.add_argument_group("training" if parts else "scoring").add_argument
     for setting in dataclasses.fields(Training):
-        if training or setting.name in _EVERYWHERE:
+        name, text = setting.name, setting.metadata["help"]
+        if parts or name in _EVERYWHERE:
             add(
-                "--" + setting.name.replace("_", "-"),
-                type=_TYPES.get(setting.name),
-                choices=_CHOICES.get(setting.name),
-                metavar="NAME" if setting.name == "model" else None,
-                help=setting.metadata["help"] if training else _EVERYWHERE[setting.name],
+                "--" + name.replace("_", "-"),
+                type=_TYPES.get(name),
+                choices=_CHOICES.get(name),
+                metavar="NAME" if name == "model" else "N" if name in _TYPES else None,
+                help=f"{text} {usual(name, *parts)}" if parts else _EVERYWHERE[name],
             )
     return parser
 

@@ -5,6 +5,7 @@ Either the odd value is refused by name, or the table below has it and the comma
 """
 
 import argparse
+import dataclasses
 import importlib
 import re
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from test_structure import SCRIPTS
 
+from presets import PRESETS, Training
 from stages import flags
 
 ODD = {
@@ -106,3 +108,28 @@ def test_an_empty_word_is_refused_however_it_is_given(words, capsys):
     with pytest.raises(SystemExit):
         importlib.import_module("main").main(words)
     assert "must not be empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["main", "make_sample_data", "student_train"])
+def test_help_has_what_every_preset_says_of_a_flag(name, monkeypatch):
+    """A flag for a field of a preset, or of one of its trainings, has its values in brackets."""
+    script = importlib.import_module(name)
+    helps = {action.dest: action.help for action in actions_of(script, monkeypatch)}
+    parts = {"main": ("teacher", "finetune"), "student_train": ("student",)}.get(name, ())
+    own = {"p", "k", "unlabeled"} if name == "make_sample_data" else set()
+    fields = own | {"dataset", "input_size", "labels_per_class", "val_per_class"}
+    fields |= {field.name for field in dataclasses.fields(Training)} if parts else set()
+    for field in fields:
+        where = parts if field in Training.__dataclass_fields__ else ()
+        said = {}
+        for group in re.search(r"\[([^]]*)\]$", helps[field])[1].split("; "):
+            names, _, value = group.rpartition(": ")
+            said |= dict.fromkeys(names.split() or PRESETS, value.split(" / "))
+        for preset, settings in PRESETS.items():
+            owners = [getattr(settings, part) for part in where] or [settings]
+            for value, text in zip([getattr(o, field) for o in owners], said[preset] * 2):
+                if isinstance(value, float):
+                    assert float(text) == value
+                else:
+                    words = value if isinstance(value, tuple) else (value or "all",)
+                    assert text == " + ".join(map(str, words)), (field, preset)
