@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import socket
+import subprocess
 import time
 from contextlib import contextmanager
 
@@ -420,6 +421,25 @@ def test_a_full_disk_is_a_failure_that_keeps_the_finished_work(
     assert not [name for name in after if "partial" in name]
     assert f"{stage}/result.json" not in after
     assert step(stage, run, *own, "--resume") == 0
+
+
+def test_a_full_tmpfs_is_one_too_and_with_more_space_it_goes_on(
+    step, capsys, snapshot, tmp_path, folder_flags
+):
+    run, small = tmp_path / "run", ["mount", "-t", "tmpfs", "-o", "size=200k", "none"]
+    run.mkdir()
+    if not shutil.which("mount") or subprocess.run([*small, run], capture_output=True).returncode:
+        pytest.skip("to mount a tmpfs takes Linux and root")
+    try:
+        code = step("teacher", run, *folder_flags)
+        error = capsys.readouterr().err
+        assert (code, error.count("\n")) == (1, 1) and str(run / "teacher") in error, error
+        names = snapshot(run)
+        assert not [name for name in names if "partial" in name or "result" in name]
+        subprocess.run(["mount", "-o", "remount,size=20m", run], check=True)
+        assert step("teacher", run, *folder_flags, "--resume") == 0
+    finally:
+        subprocess.run(["umount", "--lazy", run], check=True)
 
 
 def test_a_decode_cache_on_a_full_disk_is_no_wrong_flag(

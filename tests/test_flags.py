@@ -127,7 +127,9 @@ def test_help_has_what_every_preset_says_of_a_flag(name, monkeypatch):
             said |= dict.fromkeys(names.split() or PRESETS, value.split(" / "))
         for preset, settings in PRESETS.items():
             owners = [getattr(settings, part) for part in where] or [settings]
-            for value, text in zip([getattr(o, field) for o in owners], said[preset] * 2, strict=False):
+            for value, text in zip(
+                [getattr(o, field) for o in owners], said[preset] * 2, strict=False
+            ):
                 if isinstance(value, float):
                     assert float(text) == value
                 else:
