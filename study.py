@@ -47,10 +47,12 @@ def parse(argv):
     add("--commands", metavar="ARM", help="print the commands that repeat an arm, and stop")
     add("--data-dir", type=Path, default=Path("datasets"), metavar="DIR")
     add("--runs-dir", type=Path, metavar="DIR", help="default runs/study/<preset>")
-    add("--results", type=Path, metavar="DIR", help="default results; on the demo RUNS_DIR")
+    add("--results", type=Path, metavar="DIR", help="default results, for another preset than study "
+        "results/<preset>; for the demo RUNS_DIR")  # fmt: skip
     args = parser.parse_args(argv)
     args.runs_dir = args.runs_dir or Path("runs/study") / args.preset
-    args.results = args.results or (args.runs_dir if args.preset == "demo" else Path("results"))
+    usual = {"study": Path("results"), "demo": args.runs_dir}
+    args.results = args.results or usual.get(args.preset, Path("results") / args.preset)
     return args
 
 
