@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo lab rival tensorboard test check audit lab-check gpu-check clean
+.PHONY: demo cifar10 lab rival tensorboard screenshots test check audit lab-check gpu-check clean
 
 # What is finished stays; `make demo FLAGS=--overwrite` starts anew.
-demo lab rival: FLAGS = --resume
-demo lab: $(VENV)/installed
+demo cifar10 lab rival: FLAGS = --resume
+demo cifar10 lab: $(VENV)/installed
 	$(BIN)/python main.py --preset $@ $(FLAGS)
 	$(BIN)/python make_sample_data.py --preset $@ $(FLAGS)
 	$(BIN)/python student_train.py --preset $@ $(FLAGS)
@@ -21,6 +21,10 @@ rival: $(VENV)/installed
 
 tensorboard: $(VENV)/installed
 	$(BIN)/tensorboard --logdir runs
+
+# The pictures of the README, from runs/demo.  Needs chromium and chromium-driver.
+screenshots: $(VENV)/installed-dev
+	$(BIN)/python tests/screenshots.py runs/demo docs/pictures
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n 2

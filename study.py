@@ -47,8 +47,8 @@ def parse(argv):
     add("--commands", metavar="ARM", help="print the commands that repeat an arm, and stop")
     add("--data-dir", type=Path, default=Path("datasets"), metavar="DIR")
     add("--runs-dir", type=Path, metavar="DIR", help="default runs/study/<preset>")
-    add("--results", type=Path, metavar="DIR", help="default results, for another preset than study "
-        "results/<preset>; for the demo RUNS_DIR")  # fmt: skip
+    add("--results", type=Path, metavar="DIR", help="default results; of another preset "
+        "than study results/<preset>, of the demo RUNS_DIR")  # fmt: skip
     args = parser.parse_args(argv)
     args.runs_dir = args.runs_dir or Path("runs/study") / args.preset
     usual = {"study": Path("results"), "demo": args.runs_dir}

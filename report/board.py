@@ -207,7 +207,7 @@ class Board:
         titles = [f"{name} {value:.2f}" for name, value in zip(subset, similarity, strict=True)]
         ours, theirs = pool[torch.tensor(ours)], labelled[torch.tensor(theirs)]
         figure = self._figures.pairs(np.asarray(ours), np.asarray(theirs), titles)
-        self._writer.add_figure("left out/near-duplicates", figure)
+        self._writer.add_figure("selection left out/near-duplicates", figure)
 
     # --- predict.py -------------------------------------------------------------------------
 

@@ -343,7 +343,7 @@ def test_near_duplicates_are_shown_beside_their_likes_from_the_nearest_on(tmp_pa
     pairs = [(0, 3, 0.91, "train"), (2, 1, 0.99, "test"), (3, 0, 0.95, "val")]
     with Board(tmp_path) as board:
         board.near_duplicates(pairs, plain(ours), plain(theirs))
-    picture = picture_of(events_of(tmp_path), "left out/near-duplicates")
+    picture = picture_of(events_of(tmp_path), "selection left out/near-duplicates")
     lefts = []
     for position, match in ((2, 1), (3, 0), (0, 3)):
         left, _, right, bottom = box(picture, ours[position])
@@ -360,7 +360,7 @@ def test_of_many_near_duplicates_sixteen_are_shown_and_of_none_no_figure(tmp_pat
         board.near_duplicates([], pictures, pictures)
         assert not drawn
         board.near_duplicates([(i, i, i / 100, "val") for i in range(100)], pictures, pictures)
-    titles = [text.get_text() for text in drawn["left out/near-duplicates"].axes[0].texts]
+    titles = [text.get_text() for text in drawn["selection left out/near-duplicates"].axes[0].texts]
     assert len(titles) == 16 and (titles[0], titles[-1]) == ("val 0.99", "val 0.00")
 
 

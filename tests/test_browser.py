@@ -4,11 +4,11 @@ Skipped where these are not installed: `apt-get install chromium chromium-driver
 `npm install --no-save axe-core` in the project's folder.
 """
 
-import shutil
 import time
 from pathlib import Path
 
 import pytest
+from screenshots import emulate, open_browser, serve_tensorboard
 
 from report.__main__ import main
 
@@ -17,16 +17,10 @@ AXE = Path(__file__).parents[1] / "node_modules" / "axe-core" / "axe.min.js"
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.skip("no chromedriver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "window-size=1280,900"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    found.set_script_timeout(60)
+    try:
+        found = open_browser()
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(str(error))
     yield found
     found.quit()
 
@@ -37,14 +31,6 @@ def page(browser, digits_run, tmp_path_factory):
     file = tmp_path_factory.mktemp("page") / "page.html"
     main([str(digits_run), "--output", str(file), "--device", "cpu"])
     return file.as_uri()
-
-
-def emulate(browser, scheme="light", **size):
-    """A phone, 360 pixels wide, unless told; scheme: light or dark"""
-    size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True} | size
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def test_on_a_phone_nothing_is_cut_off_and_the_filter_works(browser, page):
@@ -94,14 +80,7 @@ TEXT = r"""
 
 @pytest.fixture(scope="module")
 def tensorboard(digits_run):
-    """The address of TensorBoard of a run, in a thread of this process."""
-    from tensorboard import program
-
-    server = program.TensorBoard()
-    # load_fast would start a process that may outlive a test that is killed.
-    flags = ["--logdir", str(digits_run), "--port", "0", "--load_fast", "false"]
-    server.configure(argv=["tensorboard", *flags])
-    return server.launch()
+    return serve_tensorboard(digits_run)
 
 
 @pytest.mark.parametrize(
