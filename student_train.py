@@ -21,6 +21,8 @@ def parse(argv):
     add("--selection", type=Path, metavar="PATH", help="the stage of step 2 (default RUN/samples)")
     add("--soft-labels", action=flags.Boolean, help="learn the teacher's scores of an image's P "
         "classes, not the class that keeps it (not in the paper)")  # fmt: skip
+    add("--joint", action=flags.Boolean, help="learn the true labels beside the selection, in one "
+        "training in place of steps 3 and 4 (not in the paper)")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -34,7 +36,7 @@ if __name__ == "__main__":
 import torch
 
 import distributed
-from data import reopen_pool, selection
+from data import Images, reopen_pool, selection
 from models import build_model, check_name
 from presets import PRESETS
 from report import tables
@@ -79,10 +81,13 @@ def prepare(args, stage, samples, device):
         device, flags.compute(args), stage.saved, network, settings["input_size"], recipe.batch_size
     )  # fmt: skip
     images, labels = read_examples(samples, settings["data_dir"], labelled, split, args.soft_labels)
+    if args.joint:
+        images, labels = with_true_labels(images, labels, labelled.train.subset(split.labelled))
     config = config_of(
         stage.name, settings, labelled, samples.config["normalisation"].values(), compute,
         parent=samples.as_parent(stage.folder),
         soft_labels=args.soft_labels,
+        joint=args.joint,
         training=asdict(recipe),
         compile=settle_compile(device, args.compile, stage.saved),
     )  # fmt: skip
@@ -116,6 +121,14 @@ def read_examples(samples, data_dir, labelled, split, soft=False):
     return pool.images.subset(torch.from_numpy(positions)), torch.from_numpy(label)
 
 
+def with_true_labels(images, labels, labelled):
+    """The examples of the selection and after them the labelled ones, each once."""
+    true = labelled.labels
+    if labels.is_floating_point():
+        true = torch.nn.functional.one_hot(true, labels.shape[1]).to(labels.dtype)
+    return Images.joined(images, labelled.images), torch.cat([labels, true])
+
+
 def read_soft_labels(samples, names, num_classes):
     """The teacher's probabilities of the images `names`: float32 (N,C)."""
     path = samples.folder / "scores.npz"
@@ -128,9 +141,11 @@ def read_soft_labels(samples, names, num_classes):
 
 
 def print_summary(args, job, samples, result):
+    rows, images = samples.result["selected"], samples.result["unique_images"]
+    true = len(job.labels) - rows  # with --joint
     trained_on = (
-        f"{len(job.labels):,} rows of {samples.result['unique_images']:,} pool images, no true "
-        f"label, {tables.length(job.recipe)}"
+        f"{rows:,} rows of {images:,} pool images, {f'{true:,}' if true else 'no'} true "
+        f"label{'s' * bool(true)}, {tables.length(job.recipe)}"
     )
     rows = tables.training_summary(
         result, trained_on, len(job.val.labels), job.stage.folder, len(job.classes)

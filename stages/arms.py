@@ -39,8 +39,8 @@ _OWN |= dict.fromkeys(("further", "transferred"), ("teacher",))  # whose values 
 class Arm:
     """What an arm changes, step by step: fields of presets.Training, and of a samples step
     `p`, `k`, `strategy`, `unlabeled`, `pool_size`, of a teacher `labels_per_class`,
-    `weak_pretrain` and `weak_epochs`, of a student `soft_labels`, of a transfer `dataset`,
-    `labels_per_class`, `val_per_class` and `linear`.
+    `weak_pretrain` and `weak_epochs`, of a student `soft_labels` and `joint`, of a transfer
+    `dataset`, `labels_per_class`, `val_per_class` and `linear`.
     """
 
     name: str
@@ -179,7 +179,7 @@ class Planner:
             if shared["labels_per_class"] == ALL:
                 shared["labels_per_class"] = sizes.labels_per_class
             flags |= {n: v for n, v in shared.items() if v != getattr(preset, n)}
-        own = ("soft_labels", "weak_pretrain", "weak_epochs", "linear")
+        own = ("soft_labels", "joint", "weak_pretrain", "weak_epochs", "linear")
         return _flags(flags | {n: v for n, v in arm.changes(step).items() if n in own})
 
     def _sample_flags(self, arm, sizes):

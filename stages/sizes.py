@@ -50,6 +50,7 @@ class Sizes:
     p: int
     k: int
     ranked: bool
+    joint: bool  # the student also learns the true labels
 
     @classmethod
     def of(cls, base, arm=None):
@@ -65,13 +66,16 @@ class Sizes:
         k = samples.get("k", base.k)
         k = round(k.factor * pool / classes) if isinstance(k, Share) else times(base.k, k)
         p = samples.get("p", base.p)
-        return cls(classes, labels, pool, p, k, "strategy" not in samples)
+        joint = bool(arm and arm.student.get("joint"))
+        return cls(classes, labels, pool, p, k, "strategy" not in samples, joint)
 
     def rows(self, step):
         """Training examples of a step, at the most."""
-        if step.startswith("student"):
-            return min(self.k * self.classes, self.pool * (self.p if self.ranked else 1))
-        return self.labels_per_class * self.classes
+        labelled = self.labels_per_class * self.classes
+        if not step.startswith("student"):
+            return labelled
+        kept = min(self.k * self.classes, self.pool * (self.p if self.ranked else 1))
+        return kept + labelled * self.joint
 
 
 def tagged_images(changes):

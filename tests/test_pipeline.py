@@ -5,6 +5,7 @@ import hashlib
 import json
 import shutil
 import socket
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data import selection
+import student_train
+from data import Images, selection
 
 TRAINED = ("teacher", "student", "finetuned")
 STAGES = ("teacher", "samples", "student", "finetuned")
@@ -381,6 +383,29 @@ def test_a_student_learns_soft_labels(folder_run, run_before, stage_flags, step,
     flags = (*stage_flags["student"], "--soft-labels", "--overwrite")
     assert step("student", run, *flags) == 2
     assert "--save-scores" in capsys.readouterr().err
+
+
+def test_a_joint_student_learns_the_true_labels_too(run_before, stage_flags, step, quick, capsys):
+    run = run_before("student")
+    assert step("student", run, *stage_flags["student"], "--joint") == 0
+    rows = read(run / "samples" / "result.json")["selected"]
+    assert f"{rows} rows of" in (printed := capsys.readouterr().out)
+    assert "12 true labels" in printed  # three of each of the four classes
+    assert read(run / "student" / "config.json")["joint"] is True
+    images = read(run / "student" / "result.json")["images_processed"]
+    assert images == 2 * ((rows + 12) // 4 * 4)
+
+
+def test_true_labels_follow_those_of_the_selection():
+    pixels = [np.full((n, 8, 8, 3), value, np.uint8) for n, value in ((3, 7), (2, 9))]
+    selected, labelled = map(Images.of, pixels)
+    labelled = SimpleNamespace(images=labelled, labels=torch.tensor([2, 0]))
+    hard, soft = torch.tensor([1, 1, 0]), torch.tensor([[0.5, 0.5, 0.0]] * 3)
+    images, labels = student_train.with_true_labels(selected, hard, labelled)
+    assert images[slice(None)][:, 0, 0, 0].tolist() == [7, 7, 7, 9, 9]
+    assert labels.tolist() == [1, 1, 0, 2, 0]
+    _, labels = student_train.with_true_labels(selected, soft, labelled)
+    assert labels[3:].tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
 def test_a_stage_that_is_not_there_names_the_runs_that_have_one(folder_run, tmp_path, step, capsys):

@@ -195,6 +195,14 @@ def test_no_image_that_a_network_is_transferred_to_is_in_its_pool(name):
     assert bool(to) == (name in ("study", "lab"))
 
 
+def test_a_joint_training_has_the_images_of_both_and_one_step_less():
+    arms = planner("study")
+    joint, both = (arms.run(name, 0).chain()[2:] for name in ("joint training", "pipeline"))
+    assert [run.step for run in joint] == ["student"] and "--joint" in flags(joint[0])
+    images = [sum(run.images for run in runs) for runs in (joint, both)]
+    assert images[0] == pytest.approx(images[1], rel=0.04)
+
+
 def test_tags_are_part_of_the_compute():
     arms = planner("study")
     (weak,) = arms.run("weak", 0).chain()

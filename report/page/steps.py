@@ -33,7 +33,9 @@ def _training_card(run, stage):
     config, result = stage.config, stage.result
     per_class = config["labels_per_class"]
     labels = f"{per_class * len(run.classes):,} labelled images" if per_class else "labelled images"
-    source = "the selection, no true label" if stage.name == "student" else labels
+    source = labels
+    if stage.name == "student":
+        source = f"the selection, {labels if config.get('joint') else 'no true label'}"
     return {
         "source": source,
         "value": f"{result['test_top1']:.2f} %",
