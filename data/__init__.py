@@ -5,7 +5,7 @@ To be read in this order:
 images      many images as uint8, wherever they lie, batch by batch
 splits      labelled, validation and held-out images
 labelled    cifar100, cifar10, digits and folders, each in canonical order
-sources     heldout, cifar10, tiny-imagenet, stl10, patches, folders, tar shards
+sources     what a pool is made of: heldout, named pools, folders, tar shards
 pool        several sources as one
 tags        a pool as a labelled set, its folder names as classes
 duplicates  pool images that equal, or nearly equal, a labelled one
@@ -16,6 +16,8 @@ mixing      MixUp and CutMix
 
 What carries these:
 
+source      one source of a pool: its names, its images, what is known of them
+named_pools cifar10, tiny-imagenet, stl10, patches
 listing     the entries of a source: names, sizes, blocks
 files       the image files in folders and tar shards, as listings
 cache       decoded images on the disk, memory-mapped
@@ -44,7 +46,7 @@ from .files import called
 from .images import Images
 from .labelled import LABELLED_SETS, LabelledImages, LabelledSet, load_labelled
 from .pool import Pool, draw, open_pool, reopen_pool
-from .sources import NO_CLASS, UNKNOWN, Source
+from .source import NO_CLASS, UNKNOWN, Source
 from .splits import Split, split
 from .tags import tagged
 from .whole_file import named, whole_file, write_json, write_text

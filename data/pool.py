@@ -12,7 +12,8 @@ import distributed
 from .duplicates import SUBSETS
 from .images import Images
 from .listing import spans
-from .sources import UNKNOWN, open_sources
+from .source import UNKNOWN
+from .sources import open_sources
 
 COUNTED = 2**24  # checksums compared at a time for copies inside the pool: 128 MB
 

@@ -1,93 +1,17 @@
-"""The sources of a pool: named sets, folders of any depth, tar shards."""
+"""The sources of a pool, by what the user calls them: names, folders of any depth, tar shards."""
 
 import glob
-import hashlib
 import os
 import re
-import sys
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-import torchvision
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive
-
 import distributed
-from models.download import downloading, require_answer, sha256_of_file
 
-from .cache import Cache
-from .decode import SHARD_SUFFIXES, checksums, fit_square, pixel_hash
-from .files import list_folder, list_tars
-from .images import Images
-from .labelled import load_labelled
-from .listing import MemorySource, Names, in_blocks, shown
-from .whole_file import clear_abandoned, remove
-
-TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
-UNKNOWN, NO_CLASS = -1, -2  # in place of a true class; an image of no class is never labelled right
-PATCH_SCALES = ((64, 64), (96, 96), (128, 64))  # side and stride, pixels; 258 patches
-WAY_OUT = "give a folder of images with --unlabeled, or use heldout or patches (both offline)"
-
-
-@dataclass
-class Source:
-    """One source of a pool.  Its positions 0 .. N-1 count every entry, also unreadable ones.
-
-    names[i] -> str, the path inside the source, or an index
-    inputs: JSON-able dict: kind, path, digest, entries
-    images: Images of all N, zeros where unreadable
-    checksums: [uint8 (n, 16)], one array a block of listing.BLOCK entries
-    unreadable: {position: reason}
-    truth: int64 (N,), classes of the labelled set or NO_CLASS, or None where they are not known
-    """
-
-    name: str
-    names: Names
-    inputs: dict
-    images: Images | None = None
-    checksums: list[np.ndarray] = field(default_factory=list)
-    unreadable: dict[int, str] = field(default_factory=dict)
-    truth: np.ndarray | None = None
-    spec: str = ""  # as the user gave it
-    cache: Cache | None = None  # where images, checksums and unreadable come from, see `open`
-
-    def __len__(self):
-        return len(self.names)
-
-    def tag(self, i):
-        """The name of the folder that entry `i` lies in, "" at the top; None without folders."""
-        if self.inputs.get("kind") not in ("folder", "tar"):
-            return None
-        folders = self.names[i].split("/")[:-1]
-        if len(folders) > 1 and folders[-1] == "images":
-            folders.pop()  # Tiny-ImageNet has its files one folder deeper, in <wnid>/images
-        return folders[-1] if folders else ""
-
-    def open(self):
-        """Fetch the images from the cache, which decodes those that are missing there."""
-        if self.cache is None:
-            return
-        blocks, self.unreadable = self.cache.open()
-        self.images = Images.of(*(block.images for block in blocks))
-        self.checksums = [block.checksums for block in blocks]
-
-    def subset(self, index):
-        """The entries at `index` (M,) int64 as a Source under the same name; no image is copied."""
-        sums = np.concatenate(self.checksums)[index]
-        return replace(
-            self,
-            names=Names(self.names.raw(i) for i in index.tolist()),
-            images=self.images.subset(torch.from_numpy(index)),
-            checksums=in_blocks(sums),
-            unreadable={
-                new: self.unreadable[old]
-                for new, old in enumerate(index.tolist())
-                if old in self.unreadable
-            },
-            truth=None if self.truth is None else self.truth[index],
-        )
+from .decode import SHARD_SUFFIXES
+from .files import list_tars
+from .listing import shown
+from .named_pools import NAMED
+from .source import of_folder, of_labelled, of_listing
 
 
 def open_sources(specs, data_dir, input_size, labelled=None, split=None):
@@ -133,84 +57,7 @@ def _heldout(labelled, split):
             "with --labels-per-class N, or choose another pool with --unlabeled"
         )
     heldout = labelled.train.subset(split.heldout)
-    return _of_labelled("heldout", heldout, labelled.inputs, heldout.labels.numpy())
-
-
-def _cifar10(data_dir, size):
-    cifar = load_labelled("cifar10", data_dir, size, bare=False)
-    return _of_labelled("cifar10", cifar.train, cifar.inputs)
-
-
-def _of_labelled(name, subset, inputs, truth=None):
-    """LabelledImages as a source."""
-    inputs = {**inputs, "kind": name, "entries": len(subset)}
-    sums = in_blocks(subset.checksums)
-    return Source(name, Names(subset.names), inputs, subset.images, sums, truth=truth)
-
-
-def _tiny_imagenet(data_dir, size):
-    """The 100,000 training images; a folder DATA_DIR/tiny-imagenet/<wnid>/* is taken as it is."""
-    copy, folder = data_dir / "tiny-imagenet", data_dir / "tiny-imagenet-200"
-    if copy.is_dir() and not folder.is_dir():
-        return _folder("tiny-imagenet", copy, data_dir, size)
-    if not folder.is_dir():
-        clear_abandoned(data_dir, "tiny-imagenet-200")
-        partial = data_dir / f"tiny-imagenet-200.partial-{distributed.unique_name()}"
-        try:
-            with downloading("tiny-imagenet", f"looked in {str(folder)!r}; {WAY_OUT}"):
-                url, md5 = TINY_IMAGENET_URL, TINY_IMAGENET_MD5
-                archive = data_dir / url.rpartition("/")[2]
-                if not check_integrity(archive, md5):
-                    require_answer(url)
-                download_and_extract_archive(url, data_dir, partial, archive.name, md5)
-            os.rename(partial / "tiny-imagenet-200", folder)
-        finally:
-            remove(partial)
-    return _folder("tiny-imagenet", folder / "train", data_dir, size)
-
-
-def _stl10(data_dir, size):
-    """The 100,000 unlabelled images.  torchvision downloads and checks, but would load 2.6 GB."""
-    stl10 = torchvision.datasets.STL10
-    try:
-        stl10(data_dir, split="test")
-    except RuntimeError:  # missing or damaged
-        with downloading("stl10", f"looked in {str(data_dir)!r}; {WAY_OUT}"):
-            if not check_integrity(data_dir / stl10.filename, stl10.tgz_md5):
-                require_answer(stl10.url)
-            stl10(data_dir, split="test", download=True)
-    path = data_dir / stl10.base_folder / "unlabeled_X.bin"
-    pixels = np.memmap(path, np.uint8, "r").reshape(-1, 3, 96, 96)
-
-    def get(i):
-        return np.ascontiguousarray(pixels[i].transpose(2, 1, 0))  # stored as (3, W, H)
-
-    count, digest = len(pixels), sha256_of_file(path)
-    inputs = {"kind": "torchvision", "path": str(path), "digest": digest, "entries": count}
-    cache = Cache(data_dir / "cache", "stl10", MemorySource(count, get), inputs, size)
-    return Source("stl10", Names(map(str, range(count))), inputs, cache=cache)
-
-
-def _patches(data_dir, size):
-    """Pieces of scikit-learn's two photographs, a temple and a flower: images of no class."""
-    from sklearn.datasets import load_sample_images  # here: a second to import, for this alone
-
-    photographs, images, hashes, names = load_sample_images(), [], [], []
-    for file, photograph in zip(photographs.filenames, photographs.images, strict=True):
-        height, width = photograph.shape[:2]
-        for side, stride in PATCH_SCALES:
-            for top in range(0, height - side + 1, stride):
-                for left in range(0, width - side + 1, stride):
-                    patch = photograph[top : top + side, left : left + side]
-                    images.append(fit_square(patch, size))
-                    hashes.append(pixel_hash(patch))
-                    names.append(f"{os.path.basename(file)}/{side}px-{top}-{left}")
-    images, digest = np.stack(images), hashlib.sha256(b"".join(hashes)).hexdigest()
-    inputs = {"kind": "patches", "path": "sklearn.datasets.load_sample_images"}
-    inputs |= {"digest": digest, "entries": len(names)}
-    sums = in_blocks(checksums(images))
-    truth = np.full(len(names), NO_CLASS)
-    return Source("patches", Names(names), inputs, Images.of(images), sums, truth=truth)
+    return of_labelled("heldout", heldout, labelled.inputs, heldout.labels.numpy())
 
 
 def _path(spec, data_dir, size):
@@ -220,20 +67,7 @@ def _path(spec, data_dir, size):
             f"unlabelled pool {spec!r} is neither a folder nor one of heldout, "
             f"{', '.join(NAMED)}, nor tar shards (*.tar, *.tar.gz)"
         )
-    return _folder(shown(folder.resolve().name or "root"), folder, data_dir, size)
-
-
-def _folder(name, folder, data_dir, size):
-    if not folder.is_dir():
-        raise FileNotFoundError(f"pool {name!r}: no folder {str(folder)!r}; remove the rest of it")
-    listing = list_folder(folder)
-    if listing.outside and distributed.is_first():
-        print(
-            f"{len(listing.outside)} images of the pool {folder} are links that lead out of it, "
-            f"such as {listing.outside[0]!r}; they are read like the others",
-            file=sys.stderr,
-        )
-    return _of_listing(name, "folder", folder, listing, data_dir, size)
+    return of_folder(shown(folder.resolve().name or "root"), folder, data_dir, size)
 
 
 def _tars(spec, data_dir, size):
@@ -251,7 +85,7 @@ def _tars(spec, data_dir, size):
         if shards == [path]
         else Path(shards[0]).resolve().parent.name
     )
-    return _of_listing(shown(name), "tar", path, list_tars(shards), data_dir, size)
+    return of_listing(shown(name), "tar", path, list_tars(shards), data_dir, size)
 
 
 def _numbered(path):
@@ -261,16 +95,3 @@ def _numbered(path):
         return [path]
     before, first, last, after = found.groups()
     return [f"{before}{n:0{len(first)}}{after}" for n in range(int(first), int(last) + 1)]
-
-
-def _of_listing(name, kind, path, listing, data_dir, size):
-    if not len(listing):
-        raise ValueError(f"pool {name!r}: no images in {str(path)!r}; see --unlabeled in --help")
-    key = {"kind": kind, "path": shown(os.path.abspath(path))}
-    safe = "".join(c if c.isalnum() else "_" for c in name)[:40]
-    cache = Cache(data_dir / "cache", safe, listing, key, size)
-    inputs = {**key, "digest": listing.digest, "entries": len(listing)}
-    return Source(name, listing.names, inputs, cache=cache)
-
-
-NAMED = {"cifar10": _cifar10, "tiny-imagenet": _tiny_imagenet, "stl10": _stl10, "patches": _patches}

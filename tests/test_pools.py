@@ -33,13 +33,13 @@ from data import (
     draw,
     fit_square,
     load_labelled,
+    named_pools,
     open_pool,
     pixel_hash,
     selection,
     split,
 )
 from data import cache as cache_module
-from data import sources as sources_module
 from data.cache import Cache
 from data.files import LOST, list_tars
 from data.listing import MemorySource
@@ -753,12 +753,12 @@ def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/tiny.zip"
-        monkeypatch.setattr(sources_module, "TINY_IMAGENET_URL", address)
+        monkeypatch.setattr(named_pools, "TINY_IMAGENET_URL", address)
         with pytest.raises(ConnectionError, match=r"cannot download tiny-imagenet.*corrupted"):
             open_sources(["tiny-imagenet"], tmp_path / "data", 32)  # not the official checksum
         assert not list((tmp_path / "data").glob("tiny-imagenet-200*"))
         checksum = hashlib.md5((site / "tiny.zip").read_bytes()).hexdigest()
-        monkeypatch.setattr(sources_module, "TINY_IMAGENET_MD5", checksum)
+        monkeypatch.setattr(named_pools, "TINY_IMAGENET_MD5", checksum)
         [source] = open_sources(["tiny-imagenet"], tmp_path / "data", 32)
         server.shutdown()
     [again] = open_sources(["tiny-imagenet"], tmp_path / "data", 32)  # offline now
