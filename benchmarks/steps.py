@@ -2,9 +2,11 @@
 
     python benchmarks/steps.py --json steps.json                  # digits, and a large pool
     python benchmarks/steps.py --pool 0                           # without the large pool
+    python benchmarks/steps.py --pool 100000 --side 16 --files    # as many small files
 
 The demo runs twice, so that the second run finds its data decoded.  Then step 2 scores a pool of
-noise in tar shards, --pool images of --side pixels, with the network --model, also twice.
+noise in tar shards or in files, --pool images of --side pixels, with the network --model, also
+twice.
 
 first    seconds from the start of the program to the end of its first optimizer step, or its first
          scored chunk: imports, reading, drawing the first pictures
@@ -76,6 +78,7 @@ def parse(argv):
     add("--pool", type=flags.number(int, 0), default=150_000, metavar="N", help="default 150,000")
     add("--side", type=flags.number(int, 8), default=64, metavar="N", help="pixels (default 64)")
     add("--model", choices=MODELS, default="resnet8", metavar="NAME", help="default resnet8")
+    add("--files", action="store_true", help="the pool as a folder of files, not as tar shards")
     add("--json", type=Path, metavar="FILE")
     return parser.parse_args(argv)
 
@@ -126,16 +129,22 @@ def noise(side):
 
 
 def large_pool(folder, args):
-    write_shards(folder / "shards", noise(args.side), ".jpg", args.pool)
-    where = ["--run-dir", folder / "pool", "--data-dir", folder / "data"]
+    pool, images = folder / "pool", noise(args.side)
+    if args.files:
+        pool.mkdir()
+        for number in range(args.pool):
+            (pool / f"{number}.jpg").write_bytes(images[number % len(images)])
+    else:
+        write_shards(pool, images, ".jpg", args.pool)
+        pool /= "*.tar"
+    where = ["--run-dir", folder / "run", "--data-dir", folder / "data"]
     small = ["--preset", "demo", "--model", args.model, "--input-size", args.side]
     run("main", *small, *where, *SHORT)
     for turn in ("first run", "second run"):
-        pool = ["--unlabeled", folder / "shards" / "*.tar", "--k", 100]
-        found = run("make_sample_data", *where, *pool)
+        found = run("make_sample_data", *where, "--unlabeled", pool, "--k", 100)
         print(f"pool, {turn}: {found}", flush=True)
     size = args.pool * args.side**2 * 3 / 1e6
-    return {"images": args.pool, "side": args.side, "model": args.model, **found,
+    return {"images": args.pool, "files": args.files, "side": args.side, "model": args.model, **found,
             "uint8_mb": round(size), "bound": round(size + 1000)}  # fmt: skip
 
 
