@@ -144,8 +144,9 @@ def large_pool(folder, args):
         found = run("make_sample_data", *where, "--unlabeled", pool, "--k", 100)
         print(f"pool, {turn}: {found}", flush=True)
     size = args.pool * args.side**2 * 3 / 1e6
-    return {"images": args.pool, "files": args.files, "side": args.side, "model": args.model, **found,
-            "uint8_mb": round(size), "bound": round(size + 1000)}  # fmt: skip
+    asked = {name: getattr(args, name) for name in ("files", "side", "model")}
+    bound = {"uint8_mb": round(size), "bound": round(size + 1000)}
+    return {"images": args.pool, **asked, **found, **bound}
 
 
 def main(argv=None):
