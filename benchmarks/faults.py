@@ -13,8 +13,7 @@ Sweep    one file of a small demo run is damaged, half of the cases by a flipped
 
 The pool is the digits that are held out and a folder of pictures, which is decoded into the cache.
 TensorBoard's pictures are left out: to draw them takes longer than all the rest.
-Writes   with --json FILE: {"sweep": {artefact: {outcome: cases}}, ...}; what kills.py has written
-         there stays
+Writes   with --json FILE: {"sweep": {artefact: {outcome: cases}}, ...}
 """
 
 import argparse

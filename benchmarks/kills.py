@@ -1,13 +1,14 @@
 """What kill -9 does: a step is killed at random moments, and at every file it renames.
 
-    python benchmarks/kills.py --json docs/results/faults.json             # 100 random kills
-    python benchmarks/kills.py --renames --json docs/results/faults.json   # each rename, twice
+    python benchmarks/kills.py --json docs/results/kills.json             # 100 random kills
+    python benchmarks/kills.py --renames --json docs/results/kills.json   # each rename, twice
 
 A step is killed at a random moment, again and again with --resume up to three times in a row; or it
 kills itself right before, and in another round right after, its n-th call of os.rename or
 os.replace, for every n.  Then --resume ends it; every file is compared with those of a run that was
 never killed (metrics.jsonl without its times), and the names of all files that are left.  State is
-saved after every step and every chunk here.  Linux and macOS: it forks.
+saved after every step and every chunk here, and every round has a cache of its own, into which step
+2 decodes a folder of pictures.  Linux and macOS: it forks.
 Writes   with --json FILE: {"kills": {step: ...}} or {"kills at renames": {step: ...}}; the rest of
          FILE stays
 """
@@ -26,7 +27,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
 
-from benchmarks.faults import STEPS, contents, print_table, quick, step, write_part
+from benchmarks.faults import STEPS, contents, pictures, print_table, quick, step, write_part
 from stages import flags
 
 
@@ -133,6 +134,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     quick()
     with tempfile.TemporaryDirectory() as folder:
+        pictures(Path(folder) / "pictures")
         if args.renames:
             rows = kills_at_renames(Path(folder))
         else:

@@ -3,7 +3,9 @@
 import json
 import math
 import multiprocessing
+import os
 import random
+import signal
 import time
 from contextlib import closing
 
@@ -17,6 +19,7 @@ from benchmarks import (
     faults,
     gpu_check,
     gpu_table,
+    kills,
     load,
     pool,
     preset,
@@ -333,6 +336,24 @@ def test_damage_is_one_flipped_bit_or_a_cut(tmp_path, cut):
         else:
             flipped = [a ^ b for a, b in zip(found, content, strict=True) if a != b]
             assert len(flipped) == 1 and flipped[0].bit_count() == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("after", [False, True])
+def test_a_kill_at_a_rename_strikes_right_before_it_or_right_after(tmp_path, after):
+    def rename_three():
+        kills.dying_at_rename(2, after)
+        for name in "123":
+            os.replace(tmp_path / name, tmp_path / f"new-{name}")
+
+    for name in "123":
+        (tmp_path / name).touch()
+    process = multiprocessing.get_context("fork").Process(target=rename_three)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    renamed = {path.name for path in tmp_path.glob("new-*")}
+    assert renamed == ({"new-1", "new-2"} if after else {"new-1"})
 
 
 def test_readers_read_or_refuse_whatever_a_file_holds(digits_run, tmp_path):
