@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import assert_same_training
 
-from stages import training
+from stages import evaluation
 
 ROOT = Path(__file__).parents[1]
 
@@ -70,7 +70,7 @@ def test_an_evaluation_is_cut_short_and_made_again_by_resume(
         raise AssertionError("it goes on")
         yield
 
-    monkeypatch.setattr(training, "predict", interrupted)
+    monkeypatch.setattr(evaluation, "predict", interrupted)
     assert step("teacher", tmp_path, *stage_flags["teacher"]) == 143
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "teacher/resume.pt").exists()
