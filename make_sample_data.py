@@ -14,7 +14,6 @@ from pathlib import Path
 
 from stages import flags
 
-CHUNK = 512  # images scored at a time, see stages/scoring.py; --batch-size
 SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
 
 
@@ -137,7 +136,7 @@ def prepare(args, stage, device):
     if p > len(teacher.classes):
         raise ValueError(f"--p {p} is above the number of classes, {len(teacher.classes)}")
 
-    chunk, size = args.batch_size or CHUNK, teacher.input_size
+    chunk, size = args.batch_size or flags.CHUNK, teacher.input_size
     compute = settle_compute(
         device, flags.compute(args), stage.saved, teacher.model, size, chunk
     )  # fmt: skip

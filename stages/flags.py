@@ -29,12 +29,14 @@ STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("auto", "on", "off")
 
+CHUNK = 512  # images that step 2 scores at a time, see stages/scoring.py
+
 # What step 2 takes of the fields of presets.Training, so that one set of flags suits all steps.
 _EVERYWHERE = {
     "model": "must be the teacher's, if given",
     "epochs": "no effect in step 2",
     "learning_rate": "no effect in step 2",
-    "batch_size": "images scored at a time",
+    "batch_size": f"images scored at a time (default {CHUNK})",
 }
 
 

@@ -75,7 +75,7 @@ def whole_selection(folder_run, tmp_path_factory, step, stage_flags):
     run = tmp_path_factory.mktemp("whole")
     shutil.copytree(folder_run / "teacher", run / "teacher")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(make_sample_data, "CHUNK", 8)
+        patch.setattr("stages.flags.CHUNK", 8)
         assert step("samples", run, *stage_flags["samples"]) == 0
     return run / "samples"
 
@@ -84,7 +84,7 @@ def whole_selection(folder_run, tmp_path_factory, step, stage_flags):
 def test_a_selection_in_pieces_ends_with_the_same_bits(
     whole_selection, run_before, stage_flags, step, stop_after, monkeypatch, looks
 ):
-    monkeypatch.setattr(make_sample_data, "CHUNK", 8)
+    monkeypatch.setattr("stages.flags.CHUNK", 8)
     run = run_before("samples")
     flags = stage_flags["samples"]
     assert finish_in_pieces(step, stop_after, "samples", run, flags, looks) >= 1
@@ -100,7 +100,7 @@ def test_a_selection_in_pieces_ends_with_the_same_bits(
 KILLED = """
 import os, signal, sys
 import make_sample_data
-from stages import scoring
+from stages import flags, scoring
 scoring.SAVE_SECONDS, scoring._AHEAD = 0, 1
 add, calls = scoring.Selector.add, []
 def counted(self, *chunk):
@@ -111,7 +111,7 @@ def counted(self, *chunk):
         os.kill(os.getpid(), signal.SIGKILL)
     return add(self, *chunk)
 scoring.Selector.add = counted
-make_sample_data.CHUNK = 4
+flags.CHUNK = 4
 make_sample_data.main(sys.argv[1:])
 """
 
@@ -120,7 +120,7 @@ make_sample_data.main(sys.argv[1:])
 def test_a_selection_killed_in_the_middle_is_finished_by_resume(
     run_before, stage_flags, step, monkeypatch
 ):
-    monkeypatch.setattr(make_sample_data, "CHUNK", 4)
+    monkeypatch.setattr("stages.flags.CHUNK", 4)
     flags, whole = stage_flags["samples"], run_before("samples")
     run = whole.with_name("killed")
     shutil.copytree(whole, run)
@@ -234,7 +234,7 @@ def test_on_a_gpu_evaluations_take_a_small_share_and_on_a_cpu_every_epoch_has_on
 def test_a_baseline_selection_in_pieces_ends_with_the_same_rows(
     run_before, step, stop_after, monkeypatch, folder_data, strategy
 ):
-    monkeypatch.setattr(make_sample_data, "CHUNK", 8)
+    monkeypatch.setattr("stages.flags.CHUNK", 8)
     run = run_before("samples")
     pool = folder_data / "train"
     flags = ("--unlabeled", pool, "--k 3 --p 2 --strategy", strategy)
@@ -242,7 +242,7 @@ def test_a_baseline_selection_in_pieces_ends_with_the_same_rows(
     assert finish_in_pieces(step, stop_after, "samples", run, flags, 3) >= 1
     pieces = (run / "samples" / "selection.csv").read_bytes()
     monkeypatch.undo()
-    monkeypatch.setattr(make_sample_data, "CHUNK", 8)
+    monkeypatch.setattr("stages.flags.CHUNK", 8)
     assert step("samples", run, *flags, "--overwrite") == 0
     assert (run / "samples" / "selection.csv").read_bytes() == pieces
 
