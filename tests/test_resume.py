@@ -13,7 +13,6 @@ import pytest
 import torch
 from conftest import assert_same_training, metrics_of, result_of, words_of
 
-import make_sample_data
 from presets import Training
 from stages import checkpoint, signals, training
 
