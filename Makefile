@@ -27,7 +27,7 @@ screenshots: $(VENV)/installed-dev
 	$(BIN)/python tests/screenshots.py runs/demo docs/pictures
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
