@@ -35,23 +35,23 @@ def serve():
     os.dup2(2, 1)  # a library that prints would otherwise print into the answers
 
     def answer(value):
-        pickle.dump(value, answers)
-        answers.flush()
+        try:
+            pickle.dump(value, answers)
+            answers.flush()
+        except BrokenPipeError:
+            os._exit(0)  # the parent is gone; a normal exit would flush `answers` and fail again
 
     answer("ready")
     while True:
         try:
             task = pickle.load(sys.stdin.buffer)
-        except EOFError:
+        except (EOFError, pickle.UnpicklingError):  # also in the middle of a task
             return
         try:
             value = decode_into(**task)
         except Exception as error:  # the parent raises it
             value = error
-        try:
-            answer(value)
-        except BrokenPipeError:
-            os._exit(0)  # the parent is gone; a normal exit would flush `answers` and fail again
+        answer(value)
 
 
 def decode_into(file, offset, size, sources, hashes):

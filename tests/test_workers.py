@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -163,6 +164,20 @@ def test_no_worker_outlives_its_parent(number):
         while worker.exists() and worker.read_text().rpartition(")")[2].split()[0] != "Z":
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+@pytest.mark.parametrize("task", [b"", pickle.dumps({"sources": []})[:-1]])
+def test_a_worker_whose_parent_is_gone_ends_without_a_word(task):
+    command = [sys.executable, "-P", "-c", workers_module.PROGRAM, workers_module.__file__]
+    command[-1] = str(Path(command[-1]).parent)
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, **pipes) as worker:
+        if not task:
+            worker.stdout.close()  # it cannot say that it is ready
+        worker.stdin.write(task)
+        worker.stdin.close()
+        assert worker.stderr.read() == b""
+    assert worker.returncode == 0
 
 
 def test_any_number_of_workers_gives_the_same_cache(tmp_path, monkeypatch):
