@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from presets import PRESETS, Training
 
-from .folder import finished_already, next_action
+from .folder import finished_already, left_behind, next_action
 from .inherit import DEFAULT_PRESET, INHERITED
 from .lock import taken
 from .records import check_stage
@@ -207,7 +207,7 @@ def answer_early(parse, stage_name):
             say(said)
             raise SystemExit(2)
         nothing = next_action(folder, args.resume, args.overwrite) == "nothing"
-        if nothing and not getattr(args, "export", None):
+        if nothing and not getattr(args, "export", None) and not left_behind(folder):
             check_stage(folder)
             if first:
                 print(finished_already(folder))

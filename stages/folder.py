@@ -56,6 +56,11 @@ def finished_already(folder):
     return f"{folder} is finished already; --overwrite starts it anew"
 
 
+def left_behind(folder):
+    """Whether a kill at the very end of a finished stage has left what only --resume needs."""
+    return any(any(folder.glob(pattern)) for pattern in ("lock", *WORKING_FILES))
+
+
 def clear(folder):
     """Remove an earlier run: result.json first, so that what is left never looks finished."""
     remove(folder, _ARTEFACTS + WORKING_FILES)

@@ -9,7 +9,15 @@ import distributed
 from data import named, write_json, write_text
 
 from .finished import check_parent, read_stage
-from .folder import WORKING_FILES, clear, finished_already, next_action, remove, state_of
+from .folder import (
+    WORKING_FILES,
+    clear,
+    finished_already,
+    left_behind,
+    next_action,
+    remove,
+    state_of,
+)
 from .inherit import check_unchanged
 from .lock import only_writer
 from .program import working
@@ -56,12 +64,14 @@ def open_stage(folder, resume, overwrite):
     Raises ValueError for work that is already there, for a folder that somebody writes to, and
     where --resume finds a damaged file.
     """
-    writes = overwrite or state_of(folder) != "finished"
+    writes = overwrite or state_of(folder) != "finished" or left_behind(folder)
     with only_writer(folder) if writes and distributed.is_first() else nullcontext():
         action = next_action(folder, resume, overwrite)
         if action == "nothing":
             check_stage(folder)
             print(finished_already(folder))
+            if writes and distributed.is_first():
+                remove(folder, WORKING_FILES)
             yield None
             return
         saved = read_record(folder / "config.json") if action == "resume" else None

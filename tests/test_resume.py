@@ -13,8 +13,10 @@ import pytest
 import torch
 from conftest import assert_same_training, metrics_of, result_of, words_of
 
+import main
 from presets import Training
 from stages import checkpoint, signals, training
+from stages.flags import answer_early
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("teacher", "samples", "student", "finetuned")
@@ -378,6 +380,20 @@ def test_resume_of_a_finished_stage_says_so_and_keeps_it(
     before = snapshot(run_copy)
     assert step(stage, run_copy, *stage_flags[stage], "--resume") == 0
     assert "finished" in capsys.readouterr().out
+    assert snapshot(run_copy) == before
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_resume_of_a_finished_stage_removes_what_a_kill_at_its_very_end_has_left(
+    run_copy, step, snapshot, stage_flags, stage, monkeypatch
+):
+    before, folder = snapshot(run_copy), run_copy / stage
+    for name in ("resume.pt", "resume-1.pt", "scores-0.bin", "model.pt.partial-rose-1", "lock"):
+        (folder / name).write_bytes(b"left")
+    monkeypatch.setattr("stages.flags.from_the_start", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["main.py", "--run-dir", str(run_copy), "--resume"])
+    answer_early(main.parse, lambda _: stage)  # leaves it to the step, which has the lock
+    assert step(stage, run_copy, *stage_flags[stage], "--resume") == 0
     assert snapshot(run_copy) == before
 
 
