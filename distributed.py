@@ -1,6 +1,6 @@
 """Several processes as one, under torchrun: who am I, how many are we, what do we agree on.
 
-    torchrun --nproc-per-node 2 make_sample_data.py --preset lab
+    torchrun --nproc-per-node 2 -- make_sample_data.py --preset lab
 
 Without torchrun there is one process and every function here is free.
 """

@@ -97,7 +97,7 @@ def parse(argv):
 
 
 def command(base, stage, ranks, *more, probe=()):
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "--"]
     script, *own = STEPS[stage]
     words = [*(launch if ranks > 1 else ()), *probe, ROOT / script, *own, "--device", "cpu"]
     if stage in ("teacher", "samples"):

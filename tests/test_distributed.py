@@ -24,7 +24,7 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 def launch(script, *flags, restarts=0):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*LAUNCH, f"--max-restarts={restarts}", str(script), *map(str, flags)]
+    command = [*LAUNCH, f"--max-restarts={restarts}", "--", str(script), *map(str, flags)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
@@ -100,6 +100,12 @@ def test_shares_are_whole_chunks_and_cover_everything_once(monkeypatch, count, s
     assert [first for first, _ in ends] == [0, *(last for _, last in ends[:-1])]
     assert ends[-1][1] == count
     assert all(first % 512 == 0 or first == count for first, _ in ends)
+
+
+def test_torchrun_leaves_the_flags_behind_the_dashes_alone():
+    """Without them it takes --p for a short form of its own --print-completion."""
+    process = launch(ROOT / "make_sample_data.py", "--p", "0")
+    assert "make_sample_data.py: argument --p: must be 1 or more" in process.communicate()[1]
 
 
 # --- the four steps -----------------------------------------------------------------------------
