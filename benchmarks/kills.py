@@ -27,6 +27,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file from anywhere
 
+from tqdm import tqdm
+
 from benchmarks.faults import STEPS, contents, pictures, print_table, quick, step, write_part
 from stages import flags
 
@@ -37,7 +39,7 @@ def kills(folder, count, chance):
     """
     whole, found = folder / "never", {}
     seconds = {stage: forked(stage, whole) for stage in STEPS}
-    for number in range(count):
+    for number in tqdm(range(count), unit="round"):
         stage = list(STEPS)[number % len(STEPS)]
         times = [chance.uniform(0, seconds[stage]) for _ in range(chance.randint(1, 3))]
         add_round(found, folder, stage, [{"kill_after": time} for time in times])
@@ -48,14 +50,12 @@ def kills_at_renames(folder):
     """The same for each step, killed before and after each of its renames, a round each."""
     whole, found = folder / "never", {}
     for stage in STEPS:
-        renames = 0
         forked(stage, whole)
         for after in (False, True):
-            number = 1
-            while add_round(found, folder, stage, [{"rename": (number, after)}]):
-                number += 1
-            renames = number - 1
-        found[stage]["renames"] = renames
+            for number in tqdm(itertools.count(1), stage, unit="rename"):
+                if not add_round(found, folder, stage, [{"rename": (number, after)}]):
+                    break
+        found[stage]["renames"] = number - 1
     return found
 
 
