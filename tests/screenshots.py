@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file fr
 
 from report.__main__ import main as write_report
 
-WIDE = {"width": 1000, "height": 700, "mobile": False}
+PAGE = {"width": 1000, "height": 930, "mobile": False}
+BOARD = {"width": 1280, "height": 800, "mobile": False}  # narrower, its tabs overlap
 
 
 def open_browser():
@@ -63,14 +64,14 @@ def main(argv=None):
             page = Path(scratch, "report.html")
             write_report([str(run), "--output", str(page), "--device", "cpu"])
             for name, scheme, size in (
-                ("report", "light", WIDE),
-                ("report-dark", "dark", WIDE),
+                ("report", "light", PAGE),
+                ("report-dark", "dark", PAGE),
                 ("report-phone", "light", {}),
             ):
                 emulate(browser, scheme, **size)
                 browser.get(page.as_uri())
                 browser.save_screenshot(str(folder / f"{name}.png"))
-        emulate(browser, **WIDE)
+        emulate(browser, **BOARD)
         browser.get(f"{serve_tensorboard(run)}#scalars")
         time.sleep(10)  # it draws when its data have come, and says nothing then
         browser.save_screenshot(str(folder / "tensorboard.png"))
