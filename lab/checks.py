@@ -103,6 +103,8 @@ def by_hand(scores, p, k, answer):
         isinstance(answer, dict) and answer.keys() == classes,
         f"the answer is to be a dict with the classes {sorted(classes)} as keys",
     )
+    for images in answer.values():
+        _ask_answered(images, *images)
     right = {label: [] for label in classes}
     for image, label, _, _ in selection_of(scores, p, k):
         right[label].append(image)

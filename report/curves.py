@@ -24,19 +24,25 @@ def learning_curves(curves):
     return finish(figure, axes, "Learning curves")
 
 
-def gain_per_class(before, after, classes):
-    """before, after: percent right of each class (C,), NaN where it has no images -> Figure.
+def gain_per_class(right, classes):
+    """right: {network: percent right of each class (C,), NaN where it has no images}, the teacher
+    first -> Figure.
 
-    A bar a class of what the student has gained on the teacher, upwards or downwards.
+    A bar a class of what the last network has gained on the teacher, upwards or downwards; a mark
+    for those between.
     """
-    gain, number = np.nan_to_num(np.asarray(after) - np.asarray(before)), len(classes)
+    before, *between, after = right.values()
+    gain, number = np.nan_to_num(after - before), len(classes)
     figure = blank(max(4.6, min(16, 2 + 0.15 * number)), 3.6)
     axes = figure.add_subplot()
+    last = list(right)[-1]
     kinds = (gain >= 0, BLUE, "", "better"), (gain < 0, ORANGE, "///", "worse")
     for some, colour, hatch, label in kinds:
         if some.any():
-            where = np.flatnonzero(some)
+            where, label = np.flatnonzero(some), f"{last}: {label}"
             axes.bar(where, gain[some], color=colour, hatch=hatch, edgecolor=GREY, label=label)
+    for name, found in zip(list(right)[1:], between, strict=False):
+        axes.plot(np.arange(number), found - before, "D", color="black", markersize=4, label=name)
     axes.axhline(0, color="black", linewidth=1)
     name_ticks(axes.xaxis, classes, 9 if number <= 30 else 7)
     axes.tick_params(axis="x", rotation=90, length=2)

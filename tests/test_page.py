@@ -99,7 +99,7 @@ def test_nothing_is_fetched_from_elsewhere(page):
 
 def test_every_picture_has_a_size_and_a_text(page):
     pictures, charts = page.all("img"), page.all("svg")
-    assert len(pictures) >= 50 and len(charts) == 7
+    assert len(pictures) >= 50 and len(charts) == 8
     for attributes, _ in pictures:
         assert int(attributes["width"]) and int(attributes["height"]) and attributes["alt"]
         kind, _, content = attributes["src"].partition(",")

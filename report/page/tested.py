@@ -13,16 +13,9 @@ from .parts import MANY, SPACE, chart, percent
 MISTAKES = 24  # images shown of each kind, at most
 
 
-def before_and_after(run):
-    """The first and the last training that have finished: their stages' names."""
-    found = [stage for stage in TRAININGS if stage in run.logits]
-    return found[0], found[-1]
-
-
 def confusions(run, uid):
-    """A chart a network, the gain of each class between the two."""
-    both = list(dict.fromkeys(before_and_after(run)))
-    matrices = {stage: _matrix(run, stage) for stage in both}
+    """A chart a network, and the gain of each class on the teacher."""
+    matrices = {stage: _matrix(run, stage) for stage in TRAININGS if stage in run.logits}
     wide = len(run.classes) > MANY
     charts = []
     for stage, matrix in matrices.items():
@@ -39,7 +32,7 @@ def confusions(run, uid):
         size = None if wide else (4.6, 4.2)
         name = f"{uid}-confusion-{stage}"
         charts.append(chart(figure, title, name, (head, pairs), wide, note, size))
-    if len(both) == 2:
+    if len(matrices) > 1:
         charts.append(_gain(run, matrices, uid, wide))
     return charts
 
@@ -50,14 +43,14 @@ def _matrix(run, stage):
 
 
 def _gain(run, matrices, uid, wide):
-    before, after = (_right_per_class(matrix) for matrix in matrices.values())
-    names = [TRAININGS[stage] for stage in matrices]
+    right = {TRAININGS[stage]: _right_per_class(matrix) for stage, matrix in matrices.items()}
+    columns = np.stack(list(right.values()), 1)
     lines = [
-        (name, f"{old:.1f}", f"{new:.1f}", f"{new - old:+.1f}")
-        for name, old, new in zip(run.classes, before, after, strict=True)
+        (name, *(f"{x:.1f}" for x in row), f"{row[-1] - row[0]:+.1f}")
+        for name, row in zip(run.classes, columns, strict=True)
     ]
-    figure = curves.gain_per_class(before, after, run.classes)
-    head = ("class", *(f"{name}, %" for name in names), "gain")
+    figure = curves.gain_per_class(right, run.classes)
+    head = ("class", *(f"{name}, %" for name in right), "gain")
     return chart(figure, "Gain of each class", f"{uid}-gain", (head, lines), wide)
 
 
@@ -71,7 +64,8 @@ def _right_per_class(matrix):
 
 def mistakes(run):
     """Test images that the student has lost, won, and that both take for something else."""
-    first, last = before_and_after(run)
+    found = [stage for stage in TRAININGS if stage in run.logits]
+    first, last = found[0], found[-1]
     truth = run.test.labels
     old, new = (run.logits[stage].softmax(1) for stage in (first, last))
     was, now = old.argmax(1) == truth, new.argmax(1) == truth
