@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data import load_labelled
 from report.__main__ import main
 from stages.folder import STAGES
 from stages.records import read_record
@@ -126,6 +127,20 @@ def test_the_filter_has_the_classes_and_each_has_its_pictures(page, digits_run):
     counts = result_of(digits_run, "samples")["per_class_counts"]
     marked = [a["data-label"] for a, _ in page.all("li") if a.get("class") in ("right", "wrong")]
     assert [marked.count(str(label)) for label in range(10)] == counts
+
+
+def test_every_class_has_its_share_right_after_each_training(page, digits_run, tmp_path):
+    number = r"([\d.]+)"
+    row = re.compile(rf"(\d) {number} {number} {number} ([+-][\d.]+)")
+    texts = (" ".join(text.split()) for _, text in page.all("tr"))
+    classes = [list(map(float, found.groups())) for found in map(row.fullmatch, texts) if found]
+    assert [line[0] for line in classes] == list(range(10))
+    images = np.bincount(load_labelled("digits", tmp_path, 8).test.labels)
+    for column, stage in enumerate(TRAININGS, start=1):
+        right = [line[column] for line in classes]
+        top1 = result_of(digits_run, stage)["test_top1"]
+        assert np.average(right, weights=images) == pytest.approx(top1, abs=0.06)
+    assert all(line[4] == pytest.approx(line[3] - line[1], abs=0.11) for line in classes)
 
 
 def test_the_numbers_are_those_of_result_json(page, digits_run):
