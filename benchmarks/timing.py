@@ -4,6 +4,7 @@ A busy neighbour slows single turns by a quarter and more.  So a ratio is the me
 of the rounds, whose turns follow each other, and is given with the lowest and the highest of them.
 """
 
+import functools
 import os
 import re
 import statistics
@@ -83,6 +84,7 @@ def machine(device):
     return ", ".join([*parts, f"ATen: {torch.backends.cpu.get_cpu_capability()}", *limits])
 
 
+@functools.cache
 def _onednn():
     """The instruction set that oneDNN says it uses: only its log tells what is in force."""
     environment = os.environ | {"ONEDNN_VERBOSE": "1"}

@@ -590,8 +590,8 @@ def test_killed_at_random_it_ends_with_the_same_rows(tmp_path, driver, place):
 
 @pytest.mark.slow
 def test_the_real_steps_end_with_rows_that_hold_their_results(tmp_path, driver):
-    """The four real steps, a second each on digits, one of them killed."""
-    run_killed(driver("real", "--claims", "fine-tuning", "--seeds", 1), 1, seed=2)
+    """The four real steps, a second each on digits."""
+    run_killed(driver("real", "--claims", "fine-tuning", "--seeds", 1), 0, 0)
     rows = read_rows(tmp_path / "real/results/runs.csv")
     assert [row["step"] for row in rows] == ["teacher", "samples", "student", "finetuned"]
     table = Table(study.accuracies(rows, "demo"))

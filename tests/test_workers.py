@@ -433,6 +433,5 @@ def test_the_benchmark_runs(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and not done.stderr, done.stderr
     kinds = json.loads((tmp_path / "out").read_text())["kinds"]
-    assert len(kinds) == 4
-    for found in kinds.values():
-        assert min(found["median"].values()) > 0 and len(found["ratio"]) == 4
+    (found,) = kinds.values()
+    assert min(found["median"].values()) > 0 and len(found["ratio"]) == 4
