@@ -529,7 +529,7 @@ def _selection(settings, preset):
                 "labels alone": (("supervised", rival.name),),
             },
         ),
-        seeds=6 if preset == "cifar10" else 3,
+        seeds=6 if preset == "cifar10" else 3,  # as many as its pipeline has
     )
 
 

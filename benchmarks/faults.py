@@ -99,7 +99,7 @@ def pictures(folder):
 
 
 def contents(folder):
-    """{name: bytes} of a stage's files that two runs share, without times and TensorBoard's."""
+    """{name: bytes} of a stage's files that two runs share: no times, nothing of TensorBoard's."""
     found = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     found = {name: x for name, x in found.items() if not name.startswith(("events.", "projector_"))}
     for name in ("result.json", "config.json"):  # times, places, and the hashes of both

@@ -1,6 +1,6 @@
 """What kill -9 does: a step is killed at random moments, and at every file it renames.
 
-    python benchmarks/kills.py --json docs/results/kills.json             # 100 random kills
+    python benchmarks/kills.py --json docs/results/kills.json             # 100 random rounds
     python benchmarks/kills.py --renames --json docs/results/kills.json   # each rename, twice
 
 A step is killed at a random moment, again and again with --resume up to three times in a row; or it
@@ -127,7 +127,7 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--kills", type=flags.number(int, 1), default=100, metavar="N", help="default 100")
+    add("--kills", type=flags.number(int, 1), default=100, metavar="N", help="rounds (default 100)")
     add("--renames", action="store_true", help="at every rename instead")
     add("--seed", type=flags.number(int, 0), default=0, metavar="N", help="default 0")
     add("--json", type=Path, metavar="FILE")

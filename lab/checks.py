@@ -104,7 +104,9 @@ def by_hand(scores, p, k, answer):
         f"the answer is to be a dict with the classes {sorted(classes)} as keys",
     )
     for images in answer.values():
-        _ask_answered(images, *images)
+        _ask_answered(images)
+        _ask(isinstance(images, list | tuple), "each class is to have a list of images, best first")
+        _ask_answered(*images)
     right = {label: [] for label in classes}
     for image, label, _, _ in selection_of(scores, p, k):
         right[label].append(image)

@@ -458,9 +458,9 @@ for name in steps:
 # %% [markdown]
 # **Expect** with seed 2 that 40 to 60 rows of one class are flowers. The student has then learnt
 # that *this* is what the class looks like: of its true digits it may recognise none at all, and
-# the 50 true labels bring most of them back. With other seeds the patches are spread over several
-# classes, and what a class loses is 1 to 40 points. To the end all three call these flowers by
-# that name.
+# the 50 true labels bring most of them back. With other seeds the class with most of them has 20
+# to 55, and what a class loses is 1 to 40 points. To the end all three call these flowers by that
+# name.
 #
 # **Explain.** This is called the *confirmation trap*. Describe it in three sentences. Why does
 # step 4 need so few images to get out? And why is the student better than its teacher at all,

@@ -25,30 +25,29 @@ def learning_curves(curves):
 
 
 def gain_per_class(right, classes):
-    """right: {network: percent right of each class (C,), NaN where it has no images}, the teacher
-    first -> Figure.
+    """right: {network: percent right of each class (C,), NaN where it has no images}, two or more
+    in the order of the steps -> Figure.
 
-    A bar a class of what the last network has gained on the teacher, upwards or downwards; a mark
+    A bar a class of what the last network has gained on the first, upwards or downwards; a mark
     for those between.
     """
-    before, *between, after = right.values()
+    (first, before), *between, (last, after) = right.items()
     gain, number = np.nan_to_num(after - before), len(classes)
     figure = blank(max(4.6, min(16, 2 + 0.15 * number)), 3.6)
     axes = figure.add_subplot()
-    last = list(right)[-1]
     kinds = (gain >= 0, BLUE, "", "better"), (gain < 0, ORANGE, "///", "worse")
     for some, colour, hatch, label in kinds:
         if some.any():
             where, label = np.flatnonzero(some), f"{last}: {label}"
             axes.bar(where, gain[some], color=colour, hatch=hatch, edgecolor=GREY, label=label)
-    for name, found in zip(list(right)[1:], between, strict=False):
+    for name, found in between:
         axes.plot(np.arange(number), found - before, "D", color="black", markersize=4, label=name)
     axes.axhline(0, color="black", linewidth=1)
     name_ticks(axes.xaxis, classes, 9 if number <= 30 else 7)
     axes.tick_params(axis="x", rotation=90, length=2)
     axes.set_xlim(-0.7, number - 0.3)
-    axes.set_ylabel("test top-1, gain in points")
-    return finish(figure, axes, "Gain of each class, student against teacher")
+    axes.set_ylabel(f"gain on the {first}, points")
+    return finish(figure, axes, "Gain of each class")
 
 
 def accuracy_of_runs(runs):

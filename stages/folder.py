@@ -5,6 +5,8 @@ A folder is empty, unfinished (config.json is there) or finished (result.json, w
 
 import shutil
 
+from .lock import NAME as LOCK
+
 # stage -> the file that the next stage is made from, and the command that runs the stage
 STAGES = {
     "teacher": ("model.pt", "python main.py"),
@@ -57,8 +59,9 @@ def finished_already(folder):
 
 
 def left_behind(folder):
-    """Whether a kill at the very end of a finished stage has left what only --resume needs."""
-    return any(any(folder.glob(pattern)) for pattern in ("lock", *WORKING_FILES))
+    """Whether a finished stage has files that a process killed at its very end did not remove."""
+    found = (path for pattern in (LOCK, *WORKING_FILES) for path in folder.glob(pattern))
+    return any(path.is_file() for path in found)
 
 
 def clear(folder):
@@ -68,7 +71,10 @@ def clear(folder):
 
 
 def remove(folder, patterns):
-    """Remove the files of a folder that match one of the patterns."""
+    """Remove the files of a folder that match one of the patterns; its folders stay, since one
+    may be an export that another program is writing.
+    """
     for pattern in patterns:
         for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+            if not path.is_dir():
+                path.unlink(missing_ok=True)

@@ -4,7 +4,7 @@
 
 Needs chromium and its driver, as tests/test_browser.py does.
 Reads    a finished run
-Writes   FOLDER/{report,report-phone,report-dark,tensorboard}.png
+Writes   FOLDER/{report,tensorboard}.png
 """
 
 import shutil
@@ -63,14 +63,9 @@ def main(argv=None):
         with tempfile.TemporaryDirectory() as scratch:
             page = Path(scratch, "report.html")
             write_report([str(run), "--output", str(page), "--device", "cpu"])
-            for name, scheme, size in (
-                ("report", "light", PAGE),
-                ("report-dark", "dark", PAGE),
-                ("report-phone", "light", {}),
-            ):
-                emulate(browser, scheme, **size)
-                browser.get(page.as_uri())
-                browser.save_screenshot(str(folder / f"{name}.png"))
+            emulate(browser, **PAGE)
+            browser.get(page.as_uri())
+            browser.save_screenshot(str(folder / "report.png"))
         emulate(browser, **BOARD)
         browser.get(f"{serve_tensorboard(run)}#scalars")
         time.sleep(10)  # it draws when its data have come, and says nothing then

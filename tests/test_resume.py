@@ -390,10 +390,12 @@ def test_resume_of_a_finished_stage_removes_what_a_kill_at_its_very_end_has_left
     before, folder = snapshot(run_copy), run_copy / stage
     for name in ("resume.pt", "resume-1.pt", "scores-0.bin", "model.pt.partial-rose-1", "lock"):
         (folder / name).write_bytes(b"left")
+    (folder / "pictures.partial-rose-1").mkdir()  # an export's, which another program may write
     monkeypatch.setattr("stages.flags.from_the_start", lambda: None)
     monkeypatch.setattr(sys, "argv", ["main.py", "--run-dir", str(run_copy), "--resume"])
     answer_early(main.parse, lambda _: stage)  # leaves it to the step, which has the lock
     assert step(stage, run_copy, *stage_flags[stage], "--resume") == 0
+    (folder / "pictures.partial-rose-1").rmdir()
     assert snapshot(run_copy) == before
 
 

@@ -166,10 +166,12 @@ def test_no_worker_outlives_its_parent(number):
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize("task", [b"", pickle.dumps({"sources": []})[:-1]])
+@pytest.mark.parametrize(
+    "task", [b"", pickle.dumps({"sources": []})[:-1]], ids=["it starts", "a task is cut off"]
+)
 def test_a_worker_whose_parent_is_gone_ends_without_a_word(task):
-    command = [sys.executable, "-P", "-c", workers_module.PROGRAM, workers_module.__file__]
-    command[-1] = str(Path(command[-1]).parent)
+    package = str(Path(workers_module.__file__).parent)
+    command = [sys.executable, "-P", "-c", workers_module.PROGRAM, package]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, **pipes) as worker:
         if not task:

@@ -14,7 +14,7 @@ MISTAKES = 24  # images shown of each kind, at most
 
 
 def confusions(run, uid):
-    """A chart a network, and the gain of each class on the teacher."""
+    """A chart a network, and each class's gain from the first to the last."""
     matrices = {stage: _matrix(run, stage) for stage in TRAININGS if stage in run.logits}
     wide = len(run.classes) > MANY
     charts = []
@@ -63,28 +63,24 @@ def _right_per_class(matrix):
 
 
 def mistakes(run):
-    """Test images that the student has lost, won, and that both take for something else."""
-    found = [stage for stage in TRAININGS if stage in run.logits]
-    first, last = found[0], found[-1]
+    """Test images that the last network has lost and won, and that it and the first get wrong."""
+    stages = [stage for stage in TRAININGS if stage in run.logits]
+    first, last = TRAININGS[stages[0]], TRAININGS[stages[-1]]
     truth = run.test.labels
-    old, new = (run.logits[stage].softmax(1) for stage in (first, last))
+    old, new = (run.logits[stage].softmax(1) for stage in (stages[0], stages[-1]))
     was, now = old.argmax(1) == truth, new.argmax(1) == truth
-    names = (first,) if first == last else ("teacher", "student")
     kinds = {f"The {first} is wrong": ~now}
     if first != last:
         kinds = {
-            "Lost: the teacher is right, the student is wrong": was & ~now,
-            "Won: the teacher is wrong, the student is right": ~was & now,
+            f"Lost: the {first} is right, the {last} is wrong": was & ~now,
+            f"Won: the {first} is wrong, the {last} is right": ~was & now,
             "Both are wrong": ~was & ~now,
         }
     groups = []
     for title, some in kinds.items():
         found = some.nonzero()[:, 0]
         found = found[new[found].amax(1).argsort(descending=True, stable=True)]  # the surest first
-        pictures = [
-            _tested(run, i, dict(zip(names, (old, new), strict=False)))
-            for i in found[:MISTAKES].tolist()
-        ]
+        pictures = [_tested(run, i, {first: old, last: new}) for i in found[:MISTAKES].tolist()]
         groups.append({"title": title, "count": len(found), "pictures": pictures})
     return groups
 
