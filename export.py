@@ -17,17 +17,9 @@ name lets torch.hub tell a whole download from a broken one.
 import os
 from pathlib import Path
 
-from data import whole_file, write_json, write_text
-from models import formats
-from models.download import sha256_of_file
-from models.weights import rebuild
-from report.model_card import TITLES, hub_head, model_card
-from report.tables import print_table
-from stages import checkpoint, flags
-from stages.finished import read_stage
-from stages.folder import state_of
-from stages.program import program, working
-from stages.records import read_record
+from stages import flags
+
+FORMATS = ("pth", "safetensors", "onnx")  # also the suffixes of the files
 
 
 def parse(argv):
@@ -36,9 +28,25 @@ def parse(argv):
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     parser.add_argument("--licence", default="MIT", help="of the weights, for the card; "
                         "your decision (default MIT, as the code)")  # fmt: skip
-    parser.add_argument("--format", choices=formats.SUFFIXES, default="pth", help="default pth")
+    parser.add_argument("--format", choices=FORMATS, default="pth", help="default pth")
     parser.add_argument("--hub-folder", action=flags.Boolean, help="write what a model hub wants")
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse(None)  # --help and wrong flags, before torch is imported
+
+from data import whole_file, write_json, write_text
+from models import formats
+from models.download import sha256_of_file
+from models.weights import rebuild
+from report.model_card import TITLES, hub_head, model_card
+from report.tables import print_table
+from stages import checkpoint
+from stages.finished import read_stage
+from stages.folder import state_of
+from stages.program import program, working
+from stages.records import read_record
 
 
 @program
@@ -97,7 +105,7 @@ def write_weights(content, dataset, out, form):
     name = f"{content['arch']['name']}_{dataset}".replace("/", "_")
     unnamed = out / f"{name}.unnamed"
     write(content, unnamed, form)
-    path = out / f"{name}-{sha256_of_file(unnamed)[:8]}{formats.SUFFIXES[form]}"
+    path = out / f"{name}-{sha256_of_file(unnamed)[:8]}.{form}"
     os.replace(unnamed, path)
     return path
 

@@ -21,19 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import torch
-from torchvision.transforms.v2 import functional as transforms
-
-from data import Normalise, Unreadable, decode, fit_square, read_file
-from data.files import list_folder
-from engine import predict
-from models import build_model, hub, weights
-from report.predictions import Prediction, print_json, print_table, printable, with_board
-from stages import checkpoint, flags
-from stages.device import faster_precision, set_up_device
-from stages.folder import state_of
-from stages.program import Failure, program, working
+from stages import flags
 
 CHECKPOINT = Path("runs/cifar100/finetuned")
 BOARD = Path("runs/predictions")
@@ -45,8 +33,8 @@ def parse(argv):
     source = parser.add_mutually_exclusive_group().add_argument
     source("--checkpoint", type=Path, default=CHECKPOINT, metavar="PATH",
            help=f"stage's folder, model.pt or exported file (default {CHECKPOINT})")  # fmt: skip
-    source("--hub", metavar="NAME", help=f"published weights: {', '.join(hub.HUB)}; those named "
-           f"ssl and swsl are {hub.LICENCE}, not for commercial use")  # fmt: skip
+    source("--hub", metavar="NAME", help="published weights, such as resnet50_swsl (all: "
+           "docs/zoo.md); ssl and swsl ones are CC-BY-NC 4.0, not for commercial use")  # fmt: skip
     add = parser.add_argument
     add("--topk", type=flags.number(int, 1), default=5, metavar="N",
         help="classes shown (default 5)")  # fmt: skip
@@ -57,6 +45,24 @@ def parse(argv):
         help="images predicted at a time (default 64)")  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto", help="default auto")
     return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    parse(None)  # --help and wrong flags, before torch is imported
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as transforms
+
+from data import Normalise, Unreadable, decode, fit_square, read_file
+from data.files import list_folder
+from engine import predict
+from models import build_model, hub, weights
+from report.predictions import Prediction, print_json, print_table, printable, with_board
+from stages import checkpoint
+from stages.device import faster_precision, set_up_device
+from stages.folder import state_of
+from stages.program import Failure, program, working
 
 
 @program

@@ -18,18 +18,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from claims import TUNING, base, claims
-from report.rows import accuracies, read_rows, row_of, write_rows
-from report.statistics import Table
-from report.study_page import print_verdicts, write_page
 from stages import flags
-from stages.arms import Planner
-from stages.cluster import ClusterPlace
-from stages.progress import Line, Rates, Stop, time_words
-from stages.runs import code_digest
-from stages.work import Place, Work, cores
-
-ROOT = Path(__file__).parent
 
 
 def parse(argv):
@@ -54,6 +43,22 @@ def parse(argv):
     usual = {"study": Path("results"), "demo": args.runs_dir}
     args.results = args.results or usual.get(args.preset, Path("results") / args.preset)
     return args
+
+
+if __name__ == "__main__":
+    parse(None)  # --help and wrong flags, before torch is imported
+
+from claims import TUNING, base, claims
+from report.rows import accuracies, read_rows, row_of, write_rows
+from report.statistics import Table
+from report.study_page import print_verdicts, write_page
+from stages.arms import Planner
+from stages.cluster import ClusterPlace
+from stages.progress import Line, Rates, Stop, time_words
+from stages.runs import code_digest
+from stages.work import Place, Work, cores
+
+ROOT = Path(__file__).parent
 
 
 def main(argv=None):

@@ -10,8 +10,6 @@ import torch
 from .others import needed
 from .weights import CONTENT, rebuild
 
-SUFFIXES = {"pth": ".pth", "safetensors": ".safetensors", "onnx": ".onnx"}  # by format
-
 
 def write_safetensors(content, path):
     """The weights under their own names; all the rest as JSON in the file's metadata, from which
