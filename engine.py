@@ -235,11 +235,13 @@ def _refuse_what_is_not_finite(optimizer, loss, refused):
     """Let the next optimizer.step() change nothing if it is not finite or `refused` is above 0.
 
     The fused optimizer reads `found_inf` on the device, so nothing waits.  Several processes share
-    gradients and not losses, and have to decide alike: they look at the gradients alone.
+    gradients and not losses, and have to decide alike: they look at the gradients alone.  Their L2
+    norm tells, which torch sums in a tenth of the time of a search for the largest one; it also
+    refuses gradients above 10^19, whose squares float32 does not hold.
     """
     (group,) = optimizer.param_groups
     gradients = [p.grad for p in group["params"] if p.grad is not None]
-    finite = torch.stack(torch._foreach_norm(gradients, math.inf)).isfinite().all()
+    finite = torch.nn.utils.get_total_norm(gradients).isfinite()
     if distributed.size() == 1:
         finite &= loss.detach().isfinite()
     optimizer.found_inf = (~finite | (refused > 0)).float()
