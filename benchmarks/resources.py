@@ -1,4 +1,4 @@
-"""Peak memory of every way, and on a GPU the share of the time in which it has nothing to do."""
+"""Peak memory and page faults of every way; on a GPU the share of the time in which it is idle."""
 
 import gc
 import multiprocessing
@@ -10,29 +10,26 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import baselines, timing
+from stages.device import set_up_device
 
 _STEPS = 3
 _PROFILED = 20  # steps
 
 
 def memory(job, task):
-    """{way: MB at its peak}.
+    """{"peak_mb": {way: MB at its peak}}, on a CPU also {"page_faults": {way: in its third step}}.
 
     CUDA: what tensors took on the device.  CPU: resident memory of a fresh process with this way
-    alone, libraries and images included, and on Linux what its workers hold for themselves.
+    alone, libraries and images included, and on Linux what its workers hold for themselves.  A page
+    fault is 4 KB that the system clears for the process; a step that finds its memory has none.
     """
-    peak = _cuda_peak if job.device.type == "cuda" else _cpu_peak
-    return {name: peak(job, task, name) for name in baselines.WAYS}
-
-
-def _walk(job, task, name):
-    """A few steps -> the most bytes that its workers held for themselves after one."""
-    way, most = baselines.TASKS[task][name](job), 0
-    for _ in range(_STEPS):
-        next(way)
-        most = max(most, sum(_private(child.pid) for child in multiprocessing.active_children()))
-    way.close()
-    return most
+    if job.device.type == "cuda":
+        return {"peak_mb": {name: _cuda_peak(job, task, name) for name in baselines.WAYS}}
+    found = {name: _in_fresh_process(job, task, name) for name in baselines.WAYS}
+    return {
+        "peak_mb": {name: peak for name, (peak, _) in found.items()},
+        "page_faults": {name: faults for name, (_, faults) in found.items()},
+    }
 
 
 def _private(pid):
@@ -48,23 +45,34 @@ def _cuda_peak(job, task, name):
     gc.collect()
     torch.cuda.reset_peak_memory_stats(job.device)
     before = torch.cuda.memory_allocated(job.device)
-    _walk(job, task, name)
+    way = baselines.TASKS[task][name](job)
+    for _ in range(_STEPS):
+        next(way)
+    way.close()
     return (torch.cuda.max_memory_allocated(job.device) - before) / 1e6
 
 
-def _cpu_peak(job, task, name):
+def _in_fresh_process(job, task, name):
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as fresh:
-        return fresh.submit(_resident_peak, job, task, name, torch.get_num_threads()).result()
+        return fresh.submit(_resident, job, task, name, torch.get_num_threads()).result()
 
 
-def _resident_peak(job, task, name, threads):
+def _resident(job, task, name, threads):
+    """A few steps -> peak MB, its workers' at the end included; page faults of the last step."""
     import resource  # not on Windows
 
+    set_up_device(job.device.type)
     torch.set_num_threads(threads)
-    workers = _walk(job, task, name)
+    way = baselines.TASKS[task][name](job)
+    for _ in range(_STEPS):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        next(way)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    workers = sum(_private(child.pid) for child in multiprocessing.active_children())
+    way.close()
     unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + workers) / 1e6
+    return (used.ru_maxrss * unit + workers) / 1e6, used.ru_minflt - before
 
 
 def idle_percent(job, task, seconds):

@@ -2,7 +2,7 @@
 
     python benchmarks/throughput.py --model resnet20 resnet50-cifar --json rates.json
     python benchmarks/throughput.py --model resnet20 --switches     # what each switch gives
-    python benchmarks/throughput.py --model resnet20 --resources    # peak memory, GPU idle share
+    python benchmarks/throughput.py --model resnet20 --resources    # memory, page faults, idle time
     python benchmarks/throughput.py --gpu-table --json table.json   # all of it, in ten minutes
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python ...     # as an older laptop
 
@@ -106,7 +106,7 @@ def switch_rows(job, args):
 
 
 def resource_rows(job, args):
-    result = {task: {"peak_mb": resources.memory(job, task)} for task in baselines.TASKS}
+    result = {task: resources.memory(job, task) for task in baselines.TASKS}
     for task, found in result.items():
         if job.device.type == "cuda":
             found["idle_percent"] = resources.idle_percent(job, task, args.seconds)
@@ -131,7 +131,9 @@ def arguments(argv):
     add("--quick", action="store_true", help="one turn of a step: does it run at all?")
     what = parse.add_mutually_exclusive_group()
     what.add_argument("--switches", action="store_true", help="the bare step's switches instead")
-    what.add_argument("--resources", action="store_true", help="memory, GPU idle share instead")
+    what.add_argument(
+        "--resources", action="store_true", help="memory, page faults, GPU idle share"
+    )
     what.add_argument("--gpu-table", action="store_true", help="everything for one GPU, 10 minutes")
     args = parse.parse_args(argv)
     if args.gpu_table and not args.json:

@@ -65,12 +65,14 @@ def _keep_freed_memory():
     """Let glibc keep what a step frees, for the next one; elsewhere nothing happens.
 
     By default it gives large blocks back to the system, which clears their pages anew at the next
-    step: resnet20 spent 3 to 5 % of its training and a third of its prediction on that.
+    step: resnet20 spent 3 to 5 % of its training and a third of its prediction on that.  Blocks of
+    more than 32 MB would always come and go one by one; resnet18 and resnet50 have such activations
+    and spent up to a tenth of their prediction on them.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt:
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: 32 MB, the most that every version takes
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing goes back
+        mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping, all lie in the heap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing of the heap goes back
 
 
 def settle_compute(device, flags, saved, network, input_size, batch_size):
