@@ -236,8 +236,8 @@ def _refuse_what_is_not_finite(optimizer, loss, refused):
 
     The fused optimizer reads `found_inf` on the device, so nothing waits.  Several processes share
     gradients and not losses, and have to decide alike: they look at the gradients alone.  Their L2
-    norm tells, which torch sums in a tenth of the time of a search for the largest one; it also
-    refuses gradients above 10^19, whose squares float32 does not hold.
+    norm tells: a CPU has it in a tenth of the time of the largest one.  A norm above 10^19 counts
+    as not finite, too, since float32 does not hold its square.
     """
     (group,) = optimizer.param_groups
     gradients = [p.grad for p in group["params"] if p.grad is not None]

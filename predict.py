@@ -33,8 +33,8 @@ def parse(argv):
     source = parser.add_mutually_exclusive_group().add_argument
     source("--checkpoint", type=Path, default=CHECKPOINT, metavar="PATH",
            help=f"stage's folder, model.pt or exported file (default {CHECKPOINT})")  # fmt: skip
-    source("--hub", metavar="NAME", help="published weights, such as resnet50_swsl (all: "
-           "docs/zoo.md); ssl and swsl ones are CC-BY-NC 4.0, not for commercial use")  # fmt: skip
+    source("--hub", metavar="NAME", help="published weights, such as resnet50_swsl; a wrong "
+           "name lists them; ssl and swsl ones are CC-BY-NC 4.0, no commercial use")  # fmt: skip
     add = parser.add_argument
     add("--topk", type=flags.number(int, 1), default=5, metavar="N",
         help="classes shown (default 5)")  # fmt: skip

@@ -12,16 +12,16 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import baselines, timing
 from stages.device import set_up_device
 
-_STEPS = 3
+_STEPS = 6  # the memory of the first ones is new
 _PROFILED = 20  # steps
 
 
 def memory(job, task):
-    """{"peak_mb": {way: MB at its peak}}, on a CPU also {"page_faults": {way: in its third step}}.
+    """{"peak_mb": {way: MB at its peak}}, on a CPU also {"page_faults": {way: in the last step}}.
 
     CUDA: what tensors took on the device.  CPU: resident memory of a fresh process with this way
-    alone, libraries and images included, and on Linux what its workers hold for themselves.  A page
-    fault is 4 KB that the system clears for the process; a step that finds its memory has none.
+    alone, libraries and images included, and on Linux what its workers hold for themselves.  Page
+    faults are those of this process without its workers; a step without new memory has about none.
     """
     if job.device.type == "cuda":
         return {"peak_mb": {name: _cuda_peak(job, task, name) for name in baselines.WAYS}}
@@ -30,6 +30,15 @@ def memory(job, task):
         "peak_mb": {name: peak for name, (peak, _) in found.items()},
         "page_faults": {name: faults for name, (_, faults) in found.items()},
     }
+
+
+def _walk(job, task, name):
+    """A few steps of a way; yields after each."""
+    way = baselines.TASKS[task][name](job)
+    for _ in range(_STEPS):
+        next(way)
+        yield
+    way.close()
 
 
 def _private(pid):
@@ -45,10 +54,8 @@ def _cuda_peak(job, task, name):
     gc.collect()
     torch.cuda.reset_peak_memory_stats(job.device)
     before = torch.cuda.memory_allocated(job.device)
-    way = baselines.TASKS[task][name](job)
-    for _ in range(_STEPS):
-        next(way)
-    way.close()
+    for _ in _walk(job, task, name):
+        pass
     return (torch.cuda.max_memory_allocated(job.device) - before) / 1e6
 
 
@@ -59,20 +66,19 @@ def _in_fresh_process(job, task, name):
 
 
 def _resident(job, task, name, threads):
-    """A few steps -> peak MB, its workers' at the end included; page faults of the last step."""
+    """-> peak MB, page faults of the last step."""
     import resource  # not on Windows
 
     set_up_device(job.device.type)
     torch.set_num_threads(threads)
-    way = baselines.TASKS[task][name](job)
-    for _ in range(_STEPS):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        next(way)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    workers = sum(_private(child.pid) for child in multiprocessing.active_children())
-    way.close()
+    workers = before = faults = 0
+    for _ in _walk(job, task, name):
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        before, faults = used.ru_minflt, used.ru_minflt - before
+        children = multiprocessing.active_children()
+        workers = max(workers, sum(_private(child.pid) for child in children))
     unit = 1 if sys.platform == "darwin" else 1024  # bytes of ru_maxrss
-    return (used.ru_maxrss * unit + workers) / 1e6, used.ru_minflt - before
+    return (used.ru_maxrss * unit + workers) / 1e6, faults
 
 
 def idle_percent(job, task, seconds):

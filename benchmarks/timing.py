@@ -30,16 +30,21 @@ def turns(ways, device, repeats, seconds, prefetched=None):
     """Images/s of each way -> {name: [rate of each of its turns]}, None for one that failed.
 
     ways        {name: generator of image counts}
-    repeats     turns a way, in the order A B C A B C ..., after one that warms up
+    repeats     rounds, in the order A B C, C B A, A B C, ..., after one that warms up
     seconds     of a turn, at least; a turn is whole steps
     prefetched  {name: batches that its workers make while the others run}; a turn first uses them
                 up, unmeasured
+
+    Before its turn every way takes a step that is not measured, since the memory is as the way
+    before has left it.  The order changes because a way may leave the machine slower, too: on a
+    shared CPU the one after half a minute of imitated bfloat16 had a tenth less.
     """
     found = {name: [] for name in ways}
     for repeat in range(repeats + 1):
-        for name in [name for name in found if found[name] is not None]:
+        order = list(found) if repeat % 2 else list(reversed(found))
+        for name in [name for name in order if found[name] is not None]:
             try:
-                for _ in range((prefetched or {}).get(name, 0)):
+                for _ in range(1 + (prefetched or {}).get(name, 0)):
                     next(ways[name])
                 rate = turn(ways[name], device, seconds)
             except (RuntimeError, OSError) as error:  # out of memory, a killed worker, no compiler

@@ -49,7 +49,8 @@ def set_up_device(name, deterministic=False):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
-    _keep_freed_memory()
+    if name == "cpu":
+        _keep_freed_memory()
     if name == "cuda" and distributed.size() > 1:
         if distributed.local_rank() >= torch.cuda.device_count():
             raise ValueError(
@@ -65,14 +66,14 @@ def _keep_freed_memory():
     """Let glibc keep what a step frees, for the next one; elsewhere nothing happens.
 
     By default it gives large blocks back to the system, which clears their pages anew at the next
-    step: resnet20 spent 3 to 5 % of its training and a third of its prediction on that.  Blocks of
-    more than 32 MB would always come and go one by one; resnet18 and resnet50 have such activations
-    and spent up to a tenth of their prediction on them.
+    step: resnet20 spent 3 to 5 % of its training and a third of its prediction on that.  Blocks
+    above 32 MB, which resnet18 and resnet50 have, come and go one by one whatever the threshold: up
+    to a tenth of their prediction.  The process keeps its peak until it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt:
-        mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping, all lie in the heap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: nothing of the heap goes back
+        mallopt(-4, 0)  # M_MMAP_MAX: the main thread's blocks all lie in the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: nothing of the heap goes back
 
 
 def settle_compute(device, flags, saved, network, input_size, batch_size):

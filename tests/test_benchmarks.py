@@ -120,7 +120,7 @@ def test_ways_take_turns_and_workers_stock_is_used_up_unmeasured():
 
     lanes = {name: way(name) for name in "abc"}
     turns = timing.turns(lanes, torch.device("cpu"), 2, 0, prefetched={"b": 2})
-    assert "".join(log) == "abbbc" * 3  # the first round warms up
+    assert "".join(log) == "ccbbbbaa" + "aabbbbcc" + "ccbbbbaa"  # the first round warms up
     assert all(len(rates) == 2 and min(rates) > 0 for rates in turns.values())
 
 
@@ -141,6 +141,12 @@ def test_a_ratio_is_that_of_turns_that_follow_each_other():
     found = timing.ratio(always_half_of_it, quiet_then_busy)
     assert found == {"median": 0.5, "lowest": 0.5, "highest": 0.5}
     assert timing.ratio([1.0, 4.0, 2.0], [1.0, 1.0, 1.0])["median"] == 2
+
+
+def test_memory_and_page_faults_are_those_of_a_way():
+    job = baselines.Job("resnet8", 8, 4, torch.device("cpu"))
+    peak, faults = resources._resident(job, "infer", "ours", torch.get_num_threads())
+    assert 50 < peak < 10_000 and 0 <= faults < 10_000
 
 
 def test_busy_time_is_the_union_of_the_kernels():

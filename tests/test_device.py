@@ -138,19 +138,24 @@ def answer(command, *more):
     """Run a script that may not import torch; -> the finished process."""
     script, *words = command.split()
     block = "import sys; sys.modules['torch'] = None\n"  # to import it raises ImportError
-    run = f"import runpy; sys.argv = {[script, *words, *more]!r}; runpy.run_path({script!r}, "
+    run = "run_path" if script.endswith(".py") else "run_module"
+    run = f"import runpy; sys.argv = {[script, *words, *more]!r}; runpy.{run}({script!r}, "
     code = block + run + "run_name='__main__')"
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
 
 
-@pytest.mark.parametrize("script", ["main.py", "make_sample_data.py", "student_train.py"])
+SCRIPTS = {"main.py": "", "make_sample_data.py": "", "student_train.py": "", "study.py": ""}
+SCRIPTS |= {"predict.py": "photo.jpg", "export.py": "stage out", "report": "run"}  # and their words
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_typos_are_answered_before_torch_is_imported(script):
     shown = answer(f"{script} --help")
-    assert shown.returncode == 0 and "--preset" in shown.stdout, shown.stderr
-    wrong = answer(f"{script} --preset nonsense")
-    assert wrong.returncode == 2 and "nonsense" in wrong.stderr
+    assert shown.returncode == 0 and "--help" in shown.stdout, shown.stderr
+    wrong = answer(f"{script} {SCRIPTS[script]} --no-such-flag")
+    assert wrong.returncode == 2 and "--no-such-flag" in wrong.stderr
     assert wrong.stderr.count("\n") == 1
 
 

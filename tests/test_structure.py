@@ -109,19 +109,6 @@ def test_every_script_is_a_program_and_a_function(script):
     assert ast.unparse(body[-1]).startswith("if __name__ == '__main__':")
 
 
-@pytest.mark.parametrize("script", sorted(SCRIPTS))
-def test_help_and_wrong_flags_come_before_torch(script, tmp_path):
-    """torch takes seconds to import."""
-    (tmp_path / "torch.py").write_text("raise SystemExit('torch is imported')")
-    (file,) = files_of(script)
-    words = ["-m", "report"] if file.stem == "__main__" else [file]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
-    for flag, code in (("--help", 0), ("--no-such-flag", 2)):
-        command = [sys.executable, *map(str, words), flag]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.returncode == code and "torch is imported" not in done.stderr, done.stderr
-
-
 IMPORT_ALL = """
 import signal, sys
 handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
