@@ -36,8 +36,8 @@ def turns(ways, device, repeats, seconds, prefetched=None):
                 up, unmeasured
 
     Before its turn every way takes a step that is not measured, since the memory is as the way
-    before has left it.  The order changes because a way may leave the machine slower, too: on a
-    shared CPU the one after half a minute of imitated bfloat16 had a tenth less.
+    before has left it.  Every second round runs backwards, since a way's place in the order moves
+    its rate too: on a shared CPU, with half a minute of imitated bfloat16 in it, by a tenth and more.
     """
     found = {name: [] for name in ways}
     for repeat in range(repeats + 1):
