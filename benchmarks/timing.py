@@ -37,7 +37,7 @@ def turns(ways, device, repeats, seconds, prefetched=None):
 
     Before its turn every way takes a step that is not measured, since the memory is as the way
     before has left it.  Every second round runs backwards, since a way's place in the order moves
-    its rate too: on a shared CPU, with half a minute of imitated bfloat16 in it, by a tenth and more.
+    its rate: on a shared CPU, with imitated bfloat16 in the round, by a tenth and more.
     """
     found = {name: [] for name in ways}
     for repeat in range(repeats + 1):

@@ -67,7 +67,7 @@ def _keep_freed_memory():
 
     By default it gives large blocks back to the system, which clears their pages anew at the next
     step: resnet20 spent 3 to 5 % of its training and a third of its prediction on that.  Blocks
-    above 32 MB come and go one by one whatever the threshold: nearly half of the time of step 2 with
+    above 32 MB come and go one by one whatever the threshold: nearly half of step 2's time with
     resnet8 at 64 px.  The process keeps its peak until it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
