@@ -27,7 +27,10 @@ def parse(argv):
     add("--student", type=Path, metavar="PATH", help="step 4: the stage to start "
         "from (default RUN/student)")  # fmt: skip
     add("--weights", metavar="PATH|NAME", help="step 1: start from a checkpoint, or from published "
-        "weights: resnet50_swsl (CC-BY-NC 4.0), efficientnet_b0, timm/resnet10t")  # fmt: skip
+        "weights (from DATA_DIR/weights/NAME.pth where that is): resnet50_swsl (CC-BY-NC 4.0), "
+        "efficientnet_b0, timm/resnet10t")  # fmt: skip
+    add("--member", type=flags.number(int, 0, 99), default=0, metavar="N", help="step 1: another "
+        "start on the same labels, its weights and order; several make an ensemble (default 0)")  # fmt: skip
     add("--linear", action=flags.Boolean, help="train the last layer alone, all "
         "others as --weights has them: how good are its features?")  # fmt: skip
     add("--weak-pretrain", metavar="POOL", help="step 1: first train on the folder names of a pool "
@@ -152,7 +155,7 @@ def prepare(args, stage, device, weak=None):
     student = stage.parent("student", args.student) if args.student_network else None
     earlier = stage.saved or (student and student.config)
     settings = inherit(flags.shared(args), earlier)
-    start = starting_point(student or weak, args.weights)
+    start = starting_point(student or weak, args.weights, settings["data_dir"] / "weights")
     preset = PRESETS[settings["preset"]]
     recipe = override(preset.finetune if student else preset.teacher, model=start.model)
     recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
@@ -173,9 +176,10 @@ def prepare(args, stage, device, weak=None):
         weights=args.weights,
         weak_pretrain=args.weak_pretrain,
         linear=args.linear,
+        member=args.member,
     )  # fmt: skip
-    if (weak or args.weights) and Path(start.source).is_file():
-        config["inputs"]["weights"] = {"sha256": sha256_of_file(start.source)}
+    if (weak or args.weights) and start.file:
+        config["inputs"]["weights"] = {"sha256": sha256_of_file(start.file)}
     stage.check_unchanged(config)
     val = labelled.train.subset(split.val)
     return training.TrainingJob(

@@ -21,8 +21,8 @@ def parse(argv):
     parser = flags.stage_parser(__doc__)
     share = flags.number(float, 0, 1)
     add = parser.add_argument_group("step 2").add_argument
-    add("--teacher", type=Path, metavar="PATH", help="model.pt or its stage (default RUN/teacher); "
-        "that of step 4 begins a second round")  # fmt: skip
+    add("--teacher", type=Path, nargs="+", metavar="PATH", help="model.pt or its stage (default "
+        "RUN/teacher); that of step 4 begins a second round; of several the mean of their softmax")  # fmt: skip
     add("--unlabeled", nargs="+", metavar="SPEC", help="the pool: heldout, cifar10, "
         "tiny-imagenet, stl10, patches, a folder, or tar shards, several at once "
         f"{flags.usual('unlabeled')}")  # fmt: skip
@@ -121,8 +121,9 @@ def select(args, stage, device):
 def prepare(args, stage, device):
     """Settle everything that scoring needs; nothing is written."""
     stage.check_parent()
-    teacher_config, path, parent = find_teacher(args, stage.folder)
-    teacher = checkpoint.load_model(path, device)
+    first, *more = find_teachers(args, stage.folder)
+    teacher_config, path, parent = first
+    teacher = checkpoint.load_models([path, *(other for _, other, _ in more)], device)
     settings = inherit(flags.shared(args), teacher_config)
     for flag, given, own in (
         ("--model", args.model, teacher.name),
@@ -163,6 +164,7 @@ def prepare(args, stage, device):
         keep_duplicates=args.keep_duplicates,
         max_bad_fraction=args.max_bad_fraction,
         save_scores=args.save_scores or len(pool) <= SCORES_UP_TO,
+        more_parents=[entry for _, _, entry in more],
     )  # fmt: skip
     stage.check_unchanged(config)
     job = scoring.ScoringJob(stage, config, compute, teacher, pool)
@@ -172,9 +174,12 @@ def prepare(args, stage, device):
     return job
 
 
-def find_teacher(args, folder):
-    """-> the config of its stage (None for a lone model.pt), the model.pt, its parent entry."""
-    path = args.teacher or folder.parent / "teacher"
+def find_teachers(args, folder):
+    """[(the config of its stage, None for a lone model.pt; the model.pt; its parent entry)]"""
+    return [find_teacher(path, folder) for path in args.teacher or [folder.parent / "teacher"]]
+
+
+def find_teacher(path, folder):
     if path.is_file() and not (path.parent / "config.json").exists():
         entry = {"stage": "teacher", "path": str(path.resolve())}
         return None, path, entry | {"sha256": check_file(path)}

@@ -53,6 +53,28 @@ class Training:
     )
     cutmix: float = _setting(0.0, "CutMix's alpha, 0 for off; the same, for long trainings")
     mixed: float = _setting(1.0, "share of the batches that MixUp or CutMix changes, 0 to 1")
+    resize: str = _setting(
+        "",
+        "first steps at smaller inputs, SIZE:SHARE of the steps each, such as 32:0.3,48:0.3; a "
+        "smaller image costs less",
+    )
+
+    def sizes(self, input_size):
+        """[(pixels, share of the steps)], smaller inputs first and `input_size` last; shares sum
+        to 1.  Raises ValueError for a `resize` that is no such list.
+        """
+        try:
+            pairs = [part.split(":") for part in filter(None, self.resize.split(","))]
+            small = [(int(size), float(share)) for size, share in pairs]
+        except ValueError:
+            small = [(0, 0.0)]
+        rest = 1 - sum(share for _, share in small)
+        if any(not (8 <= size < input_size and share > 0) for size, share in small) or rest <= 0:
+            raise ValueError(
+                f"--resize {self.resize}: must be SIZE:SHARE,..., each size from 8 to below the "
+                f"input size {input_size}, the shares above 0 and below 1 in all"
+            )
+        return [*small, (input_size, rest)]
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,9 @@ def main(argv=None):
 
 def prepare(args, stage, samples, device):
     """Settle everything that the training needs; nothing is written."""
-    settings = inherit(flags.shared(args), samples.config)
+    saved_size = stage.saved and stage.saved["input_size"]
+    given = flags.shared(args) | {"input_size": args.input_size or saved_size}
+    settings = inherit(given, samples.config, own=("input_size",))
     recipe = PRESETS[settings["preset"]].student
     recipe = recipe_in_force(recipe, flags.training(args), stage.saved and stage.saved["training"])
     check_name(recipe.model)  # now: data may take minutes to read
@@ -80,7 +82,7 @@ def prepare(args, stage, samples, device):
     compute = settle_compute(
         device, flags.compute(args), stage.saved, network, settings["input_size"], recipe.batch_size
     )  # fmt: skip
-    images, labels = read_examples(samples, settings["data_dir"], labelled, split, args.soft_labels)
+    images, labels = read_examples(samples, settings, labelled, split, args.soft_labels)
     if args.joint:
         images, labels = with_true_labels(images, labels, labelled.train.subset(split.labelled))
     config = config_of(
@@ -96,9 +98,12 @@ def prepare(args, stage, samples, device):
     return training.TrainingJob(stage, config, compute, recipe, labelled, val, images, labels)
 
 
-def read_examples(samples, data_dir, labelled, split, soft=False):
+def read_examples(samples, settings, labelled, split, soft=False):
     """Images and pseudo-labels of the selection, in the order of selection.csv: classes (N,) int64,
     or with `soft` the teacher's probabilities (N,C) float32.
+
+    settings: of `inherit`; the student's input size may differ from the teacher's, since a
+    selection names images, not pixels
 
     An image that several classes keep stands there several times, each time with another class.
     Raises ValueError when a pool is not what step 2 scored, or rows are missing; FileNotFoundError
@@ -111,7 +116,8 @@ def read_examples(samples, data_dir, labelled, split, soft=False):
             f"{samples.product} has {len(names)} rows and step 2 wrote "
             f"{samples.result['selected']}; {again}"
         )
-    pool = reopen_pool(samples.config, data_dir, labelled, split)
+    scored = samples.config | {"input_size": settings["input_size"]}
+    pool = reopen_pool(scored, settings["data_dir"], labelled, split)
     try:
         positions = pool.positions(names)
     except ValueError as error:

@@ -25,6 +25,10 @@ WAY_OUT = "give a folder of images with --unlabeled, or use heldout or patches (
 
 
 def _cifar10(data_dir, size):
+    """The 50,000 training images; a folder DATA_DIR/cifar10/* is taken as it is."""
+    folder = data_dir / "cifar10"
+    if folder.is_dir() and not (folder / "train").is_dir():
+        return of_folder("cifar10", folder, data_dir, size)
     cifar = load_labelled("cifar10", data_dir, size, bare=False)
     return of_labelled("cifar10", cifar.train, cifar.inputs)
 

@@ -17,7 +17,7 @@ from .source import of_folder, of_labelled, of_listing
 def open_sources(specs, data_dir, input_size, labelled=None, split=None):
     """Open the sources in the order given, each under a name of its own; -> [Source]
 
-    specs: heldout (needs `labelled` and `split`), cifar10, tiny-imagenet, stl10, patches, the path
+    specs: heldout or labelled (both need `labelled` and `split`), cifar10, tiny-imagenet, stl10, patches, the path
         of a folder, or a path, a glob pattern or a range such as {000..009} of tar shards that
         ends in .tar, .tar.gz or .tgz
     Several processes (see distributed.py) each decode a part of the blocks.
@@ -43,21 +43,23 @@ def open_sources(specs, data_dir, input_size, labelled=None, split=None):
 
 
 def _find(spec, data_dir, size, labelled, split):
-    if spec == "heldout":
-        return _heldout(labelled, split)
+    if spec in ("heldout", "labelled"):
+        return _part(spec, labelled, split)
     if spec in NAMED:
         return NAMED[spec](data_dir, size)
     return (_tars if spec.endswith(SHARD_SUFFIXES) else _path)(spec, data_dir, size)
 
 
-def _heldout(labelled, split):
-    if labelled is None or split is None or not len(split.heldout):
+def _part(name, labelled, split):
+    """The training images that are not labelled, or those that are."""
+    index = getattr(split, name, ())
+    if labelled is None or not len(index):
         raise ValueError(
-            "the pool 'heldout' is empty: every training image is labelled; train the teacher "
+            f"the pool {name!r} is empty: every training image is labelled; train the teacher "
             "with --labels-per-class N, or choose another pool with --unlabeled"
         )
-    heldout = labelled.train.subset(split.heldout)
-    return of_labelled("heldout", heldout, labelled.inputs, heldout.labels.numpy())
+    part = labelled.train.subset(index)
+    return of_labelled(name, part, labelled.inputs, part.labels.numpy())
 
 
 def _path(spec, data_dir, size):

@@ -36,20 +36,22 @@ def build(name, num_classes):
     return network, _last_linear(network, name, num_classes)
 
 
-def published_weights(name):
+def published_weights(name, own=None):
     """-> the state_dict that the library publishes for a network, its mean and its std.
 
+    own: the state_dict where the caller has it already; then nothing is fetched
     Raises ValueError where there is none, ConnectionError or OSError where it cannot be fetched.
     """
     if name.startswith(PREFIX):
-        network = _timm(name).create_model(name.removeprefix(PREFIX), pretrained=True)
-        facts = network.pretrained_cfg
-        return network.state_dict(), (list(facts["mean"]), list(facts["std"]))
+        timm, name = _timm(name), name.removeprefix(PREFIX)
+        own = own or timm.create_model(name, pretrained=True).state_dict()
+        facts = timm.get_pretrained_cfg(name)
+        return own, (list(facts.mean), list(facts.std))
     from .hub import weights_from_url
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
-    return weights_from_url(weights.url), (list(transforms.mean), list(transforms.std))
+    return own or weights_from_url(weights.url), (list(transforms.mean), list(transforms.std))
 
 
 def check_input_size(network, size):

@@ -14,6 +14,18 @@ from models.weights import start_from as start_from  # for those who load a chec
 from .records import check_file
 
 
+class Ensemble(torch.nn.Module):
+    """Several networks as one: its softmax is the mean of theirs.  Images (B,3,S,S) -> (B,C)."""
+
+    def __init__(self, networks):
+        super().__init__()
+        self.networks = torch.nn.ModuleList(networks)
+
+    def forward(self, images):
+        each = torch.stack([network(images).log_softmax(1) for network in self.networks])
+        return each.logsumexp(0)  # up to a constant: softmax takes it away
+
+
 @dataclass
 class Checkpoint:
     """What model.pt holds: a network and all that its use on new images needs."""
@@ -85,3 +97,22 @@ def load_model(path, device="cpu"):
     model = rebuild(state, path).to(device, memory_format=torch.channels_last)
     rest = {field: state[field] for field in ("classes", "input_size", "metrics", "parent")}
     return Checkpoint(model, state["arch"]["name"], **state["normalisation"], **rest)
+
+
+def load_models(paths, device="cpu"):
+    """`load_model` of one path, or of several as one Ensemble.
+
+    Raises ValueError also where they differ in classes, input size or normalisation.
+    """
+    first, *others = [load_model(path, device) for path in paths]
+    for path, other in zip(paths[1:], others, strict=True):
+        for name in ("classes", "input_size", "mean", "std"):
+            if getattr(other, name) != getattr(first, name):
+                raise ValueError(
+                    f"{path} has other {name.replace('_', ' ')} than {paths[0]}; the teachers of "
+                    f"one selection need the same"
+                )
+    if others:
+        first.model = Ensemble([first.model, *(other.model for other in others)])
+        first.name = " + ".join([first.name, *(other.name for other in others)])
+    return first

@@ -1,8 +1,10 @@
 """config.json: every setting in force, the versions, the inputs."""
 
+import os
 import platform
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -21,6 +23,7 @@ def config_of(stage, settings, labelled, normalisation, compute, parent=None, **
     mean, std = normalisation
     return {
         "stage": stage,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         **settings,
         **own,
         "data_dir": str(settings["data_dir"]),
@@ -54,5 +57,20 @@ def versions():
 
 
 def _device_name(device):
-    """Which GPU; None for a CPU, whose versions and threads say enough."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    """Which GPU, or which CPU and the instruction set that decides how its sums are rounded."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    path, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    lines = path.read_text().splitlines() if path.exists() else ()
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{name}, {instruction_set()}" + (f" (oneDNN: {most})" if most else "")
+
+
+def instruction_set():
+    """The CPU's widest instructions that torch uses, such as AVX2 or "AVX512 AMX"."""
+    found = [torch.backends.cpu.get_cpu_capability()]
+    for name in ("avx512_bf16", "amx_tile"):
+        if getattr(torch.cpu, f"_is_{name}_supported", lambda: False)():
+            found.append(name.removesuffix("_tile").removeprefix("avx512_"))
+    return " ".join(found)

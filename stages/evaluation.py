@@ -1,8 +1,10 @@
 """Validation and test images through the network, each process a share of them."""
 
+import numpy as np
 import torch
 
 import distributed
+from data import whole_file
 from engine import predict
 from models import head_of
 
@@ -30,6 +32,24 @@ def evaluate(state, images, prepare):
 
     cut = distributed.largest(int(not signals.came_to_its_end(collect)))
     return None if cut else distributed.total_(logits).cpu()
+
+
+def write_predictions(path, predicted):
+    """predictions.npz: of each image its given label, the class predicted, and the probability of
+    the label, in the order of the data set, so that two networks can be compared image by image.
+
+    predicted: {"test" or "val": (logits (N,C), labels (N,))};  arrays are named test_label ...
+    """
+    arrays = {}
+    for name, (logits, labels) in predicted.items():
+        of_label = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+        arrays |= {
+            f"{name}_label": labels.numpy().astype(np.int32),
+            f"{name}_top1": logits.argmax(1).numpy().astype(np.int32),
+            f"{name}_probability": of_label.numpy().astype(np.float32),
+        }
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def test_once(state, images, prepare):

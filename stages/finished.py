@@ -74,11 +74,11 @@ def check_parent(folder, config):
 
     A parent that has gone (only one stage was copied elsewhere) cannot be compared and passes.
     """
-    parent = config.get("parent")
-    path = (folder / parent["path"]).resolve() if parent else None
-    if path and path.is_file() and check_file(path) != parent["sha256"]:
-        command = STAGES[config["stage"]][1]
-        raise ValueError(
-            f"{folder} was made from another {path.name} than the {parent['stage']} "
-            f"there is now; make it anew with `{command} --overwrite`"
-        )
+    for parent in filter(None, (config.get("parent"), *config.get("more_parents", ()))):
+        path = (folder / parent["path"]).resolve()
+        if path.is_file() and check_file(path) != parent["sha256"]:
+            command = STAGES[config["stage"]][1]
+            raise ValueError(
+                f"{folder} was made from another {path.name} than the {parent['stage']} "
+                f"there is now; make it anew with `{command} --overwrite`"
+            )

@@ -19,6 +19,7 @@ PRODUCTS = (
     "config.json",
     "metrics.jsonl",
     "model.pt",
+    "predictions.npz",
     "scores.npz",
     "selection.csv",
     "skipped.csv",

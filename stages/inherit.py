@@ -11,11 +11,12 @@ INHERITED = ("preset", "dataset", "seed", "labels_per_class", "val_per_class", "
 DEFAULT_PRESET = "cifar100"
 
 
-def inherit(flags, earlier=None):
+def inherit(flags, earlier=None, own=()):
     """The settings that all four stages share: a dict of INHERITED and data_dir.
 
     flags     the same names; None where a flag was not given
     earlier   config.json of the stage before, or of this stage if it is resumed; None for step 1
+    own       names whose flags may differ from the stage before
     Raises ValueError for a flag that contradicts it.
     """
     if earlier is None:
@@ -27,7 +28,7 @@ def inherit(flags, earlier=None):
         return settings | {"data_dir": flags["data_dir"] or Path("datasets")}
     for name in INHERITED:
         given = flags[name]
-        if given is not None and given != earlier[name]:
+        if given not in (None, earlier[name]) and name not in own:
             flag = "--" + name.replace("_", "-")
             raise ValueError(
                 f"{flag} {given} contradicts the stage {earlier['stage']}, made with "
@@ -35,6 +36,7 @@ def inherit(flags, earlier=None):
                 f"step 1"
             )
     settings = {name: earlier[name] for name in INHERITED}
+    settings |= {name: flags[name] for name in own if flags[name] is not None}
     return settings | {"data_dir": flags["data_dir"] or Path(earlier["data_dir"])}
 
 
@@ -66,7 +68,8 @@ def check_unchanged(saved, now):
             f"not be those of a run that was never stopped",
             file=sys.stderr,
         )
-    for name in sorted(saved.keys() & now.keys() - {"versions", "device_name", "data_dir"}):
+    places = {"versions", "device_name", "data_dir", "started"}
+    for name in sorted(saved.keys() & now.keys() - places):
         was, wish = saved[name], now[name]
         if was == wish:
             continue

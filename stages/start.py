@@ -16,6 +16,7 @@ class Start(NamedTuple):
     source: str | None = None  # its name
     model: str | None = None  # the network that it fits, where it says so
     mean_std: tuple | None = None  # the normalisation it was trained with, where it says so
+    file: Path | None = None  # the file that the weights were read from
 
     def network(self, model, num_classes):
         """The network that begins.  ValueError where the weights are those of another one: found
@@ -31,23 +32,28 @@ class Start(NamedTuple):
         return network
 
 
-def starting_point(stage, weights):
+def starting_point(stage, weights, folder):
     """Step 4 starts from the student's stage, step 1 from that of --weak-pretrain, from --weights,
     or from nothing.
+
+    folder: where published weights may lie as <name>.pth, so that no download is needed
     """
     path = stage.product if stage else weights
     if path is None:
         return Start()
     if path in HUB or not Path(path).exists():
         if others.is_known(path):
-            weights, mean_std = others.published_weights(path)
-            return Start(weights, path, path, mean_std)
+            file = Path(folder, f"{path.removeprefix(others.PREFIX)}.pth")
+            file = file if file.is_file() else None
+            own = file and checkpoint.load(file)
+            weights, mean_std = others.published_weights(path, own)
+            return Start(weights, path, path, mean_std, file)
         name = hub_name(path)
         return Start(hub_weights(name), name, HUB[name], (list(MEAN), list(STD)))
     path = Path(path, "model.pt") if Path(path).is_dir() else path  # a stage's folder
     weights = checkpoint.load(path)
     if not isinstance(weights, dict) or not {"arch", "format"} <= weights.keys():
-        return Start(weights, str(path))
+        return Start(weights, str(path), file=path)
     checkpoint.rebuild(weights, path)  # raises ValueError for a damaged one
     normalisation = tuple(weights["normalisation"].values())
-    return Start(weights, str(path), weights["arch"]["name"], normalisation)
+    return Start(weights, str(path), weights["arch"]["name"], normalisation, path)

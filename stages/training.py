@@ -16,7 +16,7 @@ from presets import Training
 
 from . import checkpoint, signals
 from .device import Compute
-from .evaluation import evaluate, test_once
+from .evaluation import evaluate, test_once, write_predictions
 from .folder import STAGES
 from .lifetime import OpenStage, running
 
@@ -60,6 +60,7 @@ def run(job, open_board):
     open_board: report.board.Board
     """
     check_batches(job.recipe, len(job.labels))
+    job.recipe.sizes(job.config["input_size"])  # raises ValueError
     path = job.stage.folder / "resume.pt"
     state, device, saved = _initial_state(job), job.compute.device, {}
     if job.stage.saved and path.exists():
@@ -79,8 +80,11 @@ def run(job, open_board):
             metrics, seconds = train_and_log(job, log, state, images, val, augment, saved)
         test = job.labelled.test
         logits, features = test_once(state, test.images, normalise)
+        val_logits = evaluate(state, val, normalise)
         result = _result(job, state.network, logits, metrics, seconds)
         if log:
+            predicted = {"test": (logits, test.labels), "val": (val_logits, job.val.labels)}
+            write_predictions(job.stage.folder / "predictions.npz", predicted)
             log.board.test_results(logits, test.labels, job.classes, state.images, test.images)
             predicted = logits.argmax(1)
             log.board.test_features(features, test.labels, test.images, job.classes, predicted)
@@ -103,7 +107,8 @@ def check_batches(recipe, count):
 
 def _initial_state(job):
     """The network before its first step, and what trains it."""
-    seed = 1000 * job.config["seed"] + list(STAGES).index(job.stage.name)  # no two stages alike
+    member, number = job.config.get("member", 0), list(STAGES).index(job.stage.name)
+    seed = 1000 * job.config["seed"] + 10 * member + number  # no two stages alike
     torch.manual_seed(seed)
     model = build_model(job.recipe.model, len(job.classes))
     if job.weights is not None:
