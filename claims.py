@@ -10,7 +10,9 @@ Every number is percent top-1, every difference points.  The figures of the pape
 tables, or read off its plots to about 0.05.
 """
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 from presets import PRESETS, Preset
 from report.statistics import Difference, LargerGain, NoGain, Peak, Same, Test, Trend
@@ -46,6 +48,24 @@ class Claim:
     seeds: int = 3  # registered: 0, 1, ..
     toy: str = ""  # why the scale is too far from the paper's to touch its statement
     unfit: tuple[str, ...] = ()  # presets that it makes no sense for
+
+    @property
+    def digest(self):
+        """sha256 of what is registered, however it is written down: arms, tests and seeds."""
+        about = [self.name, self.arms, self.tests, self.seeds]
+        return hashlib.sha256(json.dumps(_plain(about), sort_keys=True).encode()).hexdigest()
+
+
+def _plain(value):
+    """Dataclasses and tuples as JSON has them; a dataclass keeps its name."""
+    if is_dataclass(value):
+        return [
+            type(value).__name__,
+            {f.name: _plain(getattr(value, f.name)) for f in fields(value)},
+        ]
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def base(name):

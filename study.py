@@ -54,8 +54,8 @@ from report.statistics import Table
 from report.study_page import print_verdicts, write_page
 from stages.arms import Planner
 from stages.cluster import ClusterPlace
+from stages.device import faster_precision, set_up_device
 from stages.progress import Line, Rates, Stop, time_words
-from stages.runs import code_digest
 from stages.work import Place, Work, cores
 
 ROOT = Path(__file__).parent
@@ -95,7 +95,12 @@ class Study:
                 raise ValueError(f"--claims {name}: choose from {', '.join(known)}")
         self.claims = [claim for claim in registered if claim.name in (args.claims or known)]
         arms = {arm.name: arm for claim in registered for arm in claim.arms}
-        self.planner = Planner(args.preset, base(args.preset), arms, code_digest(ROOT))
+        self.planner = Planner(args.preset, base(args.preset), arms)
+        self.registered = {}  # arm -> the claims that compare it, with their digests
+        for claim in registered:
+            for arm in claim.arms:
+                self.registered.setdefault(arm.name, []).append(f"{claim.name} {claim.digest[:8]}")
+        self.precision = faster_precision(set_up_device("auto"))
         self.seeds = args.seeds or max(claim.seeds for claim in registered)
         self.done = {}  # identity -> row
 
@@ -115,37 +120,42 @@ class Study:
                     yield arm.name, seed
 
     def plan(self):
-        """{identity: run} for the claims: parents first, claim by claim, seed by seed."""
+        """{identity: run} for the claims: parents first, claim by claim, seed by seed.  An arm
+        whose row there is in this machine's precision, from any machine, is not run again.
+        """
         rows = self.rows()
+        there = {(row["identity"], row["precision"]) for row in rows}
+        lasts = (self.planner.run(*each) for claim in self.claims
+                 for each in self.wanted(claim, rows))  # fmt: skip
         return {
             run.identity: run
-            for claim in self.claims
-            for arm, seed in self.wanted(claim, rows)
-            for run in self.planner.run(arm, seed).chain()
+            for last in lasts
+            if (last.identity[:16], self.precision) not in there
+            for run in last.chain()
         }
 
     def rows(self):
-        """A row for every finished run of any arm, from its folder or from runs.csv, and for those
-        that it came from; what no arm asks for any more, or newer code has run again, is left out.
-        Other presets' rows stay.
+        """A row for every finished run of any arm and precision: from runs.csv, which is never
+        changed, or else from its folder here.  Runs of before NUMBERS was raised stay until they
+        have been run again.  What no arm asks for any more is left out, other presets' rows stay.
         """
         old = read_rows(self.csv)
         rows = [row for row in old if row["preset"] != self.args.preset]
-        by_key = {row["key"]: row for row in old}
         seeds = {int(row["seed"]) for row in old} | set(range(self.seeds))
         runs, ends = {}, {}
         for arm in self.planner.arms:
             for last in (self.planner.run(arm, seed) for seed in seeds):
                 ends.setdefault(last.key, []).append(arm)
                 runs |= {run.key: run for run in last.chain()}
+        found = {(row["key"], row["precision"]): row for row in old if row["key"] in runs}
         for key, run in runs.items():
-            if row := self._row(run) or by_key.get(key):
-                rows.append(row | {"arms": "; ".join(sorted(ends.get(key, ())))})
-        by_identity, here = {row["identity"]: row for row in old}, {r["identity"] for r in rows}
-        for row in rows:  # grows
-            if (parent := row["parent"]) in by_identity and parent not in here:
-                here.add(parent)
-                rows.append(by_identity[parent] | {"arms": ""})
+            row = self._row(run)
+            if row and found.get((key, row["precision"]), {}).get("identity") != row["identity"]:
+                found[key, row["precision"]] = row
+        for (key, _), row in found.items():
+            arms = sorted(ends.get(key, ()))
+            claims = dict.fromkeys(claim for arm in arms for claim in self.registered[arm])
+            rows.append(row | {"arms": "; ".join(arms), "registered": "; ".join(claims)})
         return rows
 
     def _row(self, run):
@@ -179,14 +189,21 @@ class Study:
             known = ", ".join(map(repr, sorted(self.planner.arms)))
             raise ValueError(f"--commands {arm}: choose from {known}")
         for run in self.planner.run(arm, 0).chain():
-            where, parent = "runs/again", None
+            where, parents = "runs/again", ()
             if run.step in ("further", "transferred"):  # a step 1, too
                 where = f"runs/again/{run.step}"
-                parent = f"runs/again/{run.parent.step}"
+                parents = [f"runs/again/{run.parent.step}"]
             elif run.step.endswith("again"):
                 where = "runs/again/second-round"
-                parent = "runs/again/finetuned" if run.step == "samples again" else None
-            print("python", shlex.join(run.words(where, parent)))
+                parents = ["runs/again/finetuned"] if run.step == "samples again" else ()
+            elif number := dict(run.flags).get("--member"):
+                where = f"runs/again/member-{number}"
+            elif run.others:
+                members = range(1, len(run.parents))
+                parents = [
+                    f"runs/again/{m}teacher" for m in ("", *(f"member-{n}/" for n in members))
+                ]
+            print("python", shlex.join(run.words(where, parents)))
 
     # --- doing it -------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """results/runs.csv: a row a run, from which every table and figure of the study is made.
 
-identity, key, parent   16 hexadecimal digits: the run's folder; the same for one setting under all
-                        versions of the code; the identity of the run it starts from
+identity, key, parent   16 hexadecimal digits: the run's folder; the same for one setting whatever
+                        stages.runs.NUMBERS is; the identity of the run that it starts from (of
+                        an ensemble's members, several, with spaces between them)
 preset, step, seed      what was run
 arms                    the arms that end with this run, separated by "; "
 settings                the flags that differ from the preset
@@ -10,7 +11,13 @@ images, multiply_adds   processed; three times the network's for an image of a t
 seconds                 spent, in training or scoring
 val_top1, test_top1     percent; empty for a selection
 selected, labels_right  rows of a selection; percent of its labels that are right, where known
-code, commit            digest of the code that decides the numbers; the project's commit
+precision, cpu, torch   of the computation; the CPU or GPU; torch's version
+started                 UTC
+registered              of each claim that compares the run: its name and the first 8 hexadecimal
+                        digits of its digest, see claims.Claim
+commit                  the project's
+
+One setting has one row a precision.  A row of another machine is never replaced.
 """
 
 import csv
@@ -20,7 +27,7 @@ from data import whole_file
 
 COLUMNS = ("identity", "key", "parent", "preset", "step", "seed", "arms", "settings", "images")
 COLUMNS += ("multiply_adds", "seconds", "val_top1", "test_top1", "selected", "labels_right")
-COLUMNS += ("code", "commit")
+COLUMNS += ("precision", "cpu", "torch", "started", "registered", "commit")
 STEPS = ("teacher", "further", "samples", "student", "finetuned")
 STEPS += ("samples again", "student again", "finetuned again")  # a second round
 STEPS += ("transferred",)
@@ -43,7 +50,14 @@ def write_rows(path, rows):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     order = sorted(
-        rows, key=lambda r: (r["preset"], int(r["seed"]), STEPS.index(r["step"]), r["key"])
+        rows,
+        key=lambda r: (
+            r["preset"],
+            int(r["seed"]),
+            STEPS.index(r["step"]),
+            r["key"],
+            r["precision"],
+        ),
     )
     with whole_file(path) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -62,7 +76,7 @@ def row_of(run, result, config):
     return {
         "identity": run.identity[:16],
         "key": run.key,
-        "parent": run.parent.identity[:16] if run.parent else "",
+        "parent": " ".join(parent.identity[:16] for parent in run.parents),
         "preset": run.preset,
         "step": run.step,
         "seed": str(run.seed),
@@ -75,7 +89,11 @@ def row_of(run, result, config):
         "test_top1": str(result.get("test_top1", "")),
         "selected": str(result.get("selected", "")),
         "labels_right": str(result.get("pseudo_label_accuracy", "")),
-        "code": run.code,
+        "precision": config["precision"],
+        "cpu": config["device_name"] or "",
+        "torch": config["versions"]["torch"],
+        "started": config.get("started", ""),
+        "registered": "",
         "commit": (config["versions"].get("project") or "")[:12],
     }
 
@@ -101,7 +119,5 @@ def accuracies(rows, preset):
 def chain(rows, row):
     """A row and those that it came from, the oldest first."""
     by_identity = {other["identity"]: other for other in rows}
-    found = [row]
-    while found[0]["parent"] in by_identity:
-        found.insert(0, by_identity[found[0]["parent"]])
-    return found
+    parents = [by_identity[name] for name in row["parent"].split() if name in by_identity]
+    return [*(before for parent in parents for before in chain(rows, parent)), row]

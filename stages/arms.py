@@ -38,9 +38,10 @@ _OWN |= dict.fromkeys(("further", "transferred"), ("teacher",))  # whose values 
 @dataclass(frozen=True)
 class Arm:
     """What an arm changes, step by step: fields of presets.Training, and of a samples step
-    `p`, `k`, `strategy`, `unlabeled`, `pool_size`, of a teacher `labels_per_class`,
-    `weak_pretrain` and `weak_epochs`, of a student `soft_labels` and `joint`, of a transfer
-    `dataset`, `labels_per_class`, `val_per_class` and `linear`.
+    `p`, `k`, `strategy`, `unlabeled`, `pool_size`, `keep_duplicates`, of a teacher
+    `labels_per_class`, `input_size`, `weights`, `linear`, `weak_pretrain` and `weak_epochs`, of a
+    student `input_size`, `soft_labels` and `joint`, of a transfer `dataset`, `labels_per_class`,
+    `val_per_class` and `linear`.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Arm:
     finetuned: dict = field(default_factory=dict)
     ends: str = "finetuned"  # its last step, whose accuracy is the arm's
     transferred: dict | None = None  # unless this one follows
+    members: int = 1  # teachers that differ in their start; step 2 takes the mean of their softmax
 
     def steps(self):
         """The names of its steps, in order."""
@@ -72,13 +74,12 @@ class Planner:
     """Makes the runs of arms.
 
     named: a preset's name;  base: presets.Preset, the one that the arms change (the named one, or
-    a short form of it);  arms: {name: Arm};  code: digest of the code that decides the numbers
+    a short form of it);  arms: {name: Arm}
     """
 
     named: str
     base: object
     arms: dict
-    code: str
     made: dict = field(default_factory=dict, compare=False, repr=False)  # (arm, seed) -> Run
 
     def run(self, name, seed):
@@ -88,13 +89,21 @@ class Planner:
         return self.made[name, seed]
 
     def _run(self, name, seed):
-        arm, parent = self.arms[name], None
+        arm, parent, members = self.arms[name], None, ()
         steps = self._steps(arm)
         for step in arm.steps():
             flags, images, cost = steps[step]
             values = asdict(PRESETS[self.named])
             values = {n: v for n, v in values.items() if n in (*_SHARED, *_OWN[step])}
-            parent = Run(step, self.named, seed, flags, values, parent, images, cost, self.code)
+            if step == "teacher" and arm.members > 1:
+                images, cost = images // arm.members, cost // arm.members
+                members = tuple(
+                    Run(step, self.named, seed, (*flags, ("--member", f"{number}")), values,
+                        None, images, cost)
+                    for number in range(1, arm.members)
+                )  # fmt: skip
+            others = members if step == "samples" else ()
+            parent = Run(step, self.named, seed, flags, values, parent, images, cost, others)
         return parent
 
     def compute(self, name):
@@ -112,22 +121,29 @@ class Planner:
             if STEPS[step] is None:
                 teacher = "student" if "student" in done else "teacher"
                 model, images = self._training(arm, teacher).model, sizes.pool
-                flags, times = self._sample_flags(arm, sizes), 1
+                flags, times = self._sample_flags(arm, sizes), arm.members
+                cost = multiply_adds(model, base.input_size, sizes.classes)
             else:
                 recipe, rows = self._training(arm, step), sizes.rows(step)
                 recipe = self._with_length(recipe, arm, step, rows, done)
-                model, images = recipe.model, recipe.epochs * recipe.passes * rows
+                images = recipe.epochs * recipe.passes * rows
                 images += tagged_images(arm.changes(step))
                 flags = self._training_flags(arm, step, recipe, sizes)
                 times = 1 if arm.changes(step).get("linear") else 3  # no gradient below the head
-            cost = multiply_adds(model, base.input_size, sizes.classes)
+                cost = _cost_an_image(recipe, base.input_size, sizes.classes)
+                images *= arm.members if step == "teacher" else 1
             done[step] = flags, images, times * images * cost
         return done
 
     def _base(self, arm, step):
         """The Preset that holds in a step."""
         shared = {n: v for n, v in arm.changes(step).items() if n in _SHARED}
-        return replace(self.base, **shared) if step == "transferred" else self.base
+        if step == "transferred":
+            return replace(self.base, **shared)
+        size = arm.teacher.get("input_size", self.base.input_size)
+        if step not in ("teacher", "further", "samples"):
+            size = arm.student.get("input_size", size)
+        return replace(self.base, input_size=size)
 
     def _training(self, arm, step):
         """The Training of a step but for its length."""
@@ -150,8 +166,8 @@ class Planner:
         if not isinstance(epochs, Images | Compute):
             return replace(recipe, epochs=epochs)
         if isinstance(epochs, Compute):
-            size, classes = self.base.input_size, Sizes.of(self.base).classes
-            cost = 3 * multiply_adds(recipe.model, size, classes)
+            size, classes = self._base(arm, step).input_size, Sizes.of(self.base).classes
+            cost = 3 * _cost_an_image(recipe, size, classes)
             spent = sum(compute for _, _, compute in done.values())
             spent += tagged_images(arm.changes(step)) * cost
             left = epochs.factor * self.compute(epochs.arm) - spent
@@ -179,16 +195,23 @@ class Planner:
             if shared["labels_per_class"] == ALL:
                 shared["labels_per_class"] = sizes.labels_per_class
             flags |= {n: v for n, v in shared.items() if v != getattr(preset, n)}
-        own = ("soft_labels", "joint", "weak_pretrain", "weak_epochs", "linear")
+        own = ("soft_labels", "joint", "weak_pretrain", "weak_epochs", "weights", "linear")
+        own += ("input_size",) if step.startswith("student") else ()
         return _flags(flags | {n: v for n, v in arm.changes(step).items() if n in own})
 
     def _sample_flags(self, arm, sizes):
         preset, changes = PRESETS[self.named], arm.samples
         flags = {"p": sizes.p, "k": sizes.k, "unlabeled": changes.get("unlabeled")}
         flags = {n: v for n, v in flags.items() if v != getattr(preset, n)}
-        flags |= {"strategy": changes.get("strategy")}
+        flags |= {name: changes.get(name) for name in ("strategy", "keep_duplicates")}
         flags |= {"pool_size": sizes.pool if "pool_size" in changes else None}
         return _flags(flags)
+
+
+def _cost_an_image(recipe, input_size, classes):
+    """Multiply-adds of a Training for one image, on average over its steps."""
+    sizes = recipe.sizes(input_size)
+    return round(sum(share * multiply_adds(recipe.model, px, classes) for px, share in sizes))
 
 
 _TRAINING = {setting.name for setting in fields(Training)}

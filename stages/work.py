@@ -26,8 +26,8 @@ class Place:
 
     def words(self, run):
         """The command line of a run after `python`."""
-        parent = run.parent and run.parent.folder(self.runs).absolute()
-        words = run.words(run.run_dir(self.runs).absolute(), parent)
+        parents = [parent.folder(self.runs).absolute() for parent in run.parents]
+        words = run.words(run.run_dir(self.runs).absolute(), parents)
         return [*words, "--data-dir", str(self.data.absolute()), "--resume"]
 
     def start(self, run, lock, core):
@@ -105,7 +105,7 @@ class Work:
             free = [i for i in range(len(self.place.cores)) if i not in self.at_work]
             if not free:
                 break
-            if run.parent and run.parent.result(self.place.runs) is None:
+            if any(parent.result(self.place.runs) is None for parent in run.parents):
                 continue
             lock = take_lock(run.run_dir(self.place.runs) / "lock")
             if lock is None:
