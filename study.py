@@ -124,15 +124,17 @@ class Study:
         whose row there is in this machine's precision, from any machine, is not run again.
         """
         rows = self.rows()
-        there = {(row["identity"], row["precision"]) for row in rows}
-        lasts = (self.planner.run(*each) for claim in self.claims
-                 for each in self.wanted(claim, rows))  # fmt: skip
         return {
             run.identity: run
-            for last in lasts
-            if (last.identity[:16], self.precision) not in there
-            for run in last.chain()
+            for claim in self.claims
+            for arm, seed in self.wanted(claim, rows)
+            if not self.has_row(arm, seed, rows)
+            for run in self.planner.run(arm, seed).chain()
         }
+
+    def has_row(self, arm, seed, rows):
+        last = self.planner.run(arm, seed).identity[:16], self.precision
+        return any((row["identity"], row["precision"]) == last for row in rows)
 
     def rows(self):
         """A row for every finished run of any arm and precision: from runs.csv, which is never
@@ -173,10 +175,12 @@ class Study:
             arms = {}
             for arm, seed in self.wanted(claim, rows):
                 chain = self.planner.run(arm, seed).chain()
-                arms.setdefault(arm, []).extend(run for run in chain if run.identity not in seen)
+                done = self.has_row(arm, seed, rows)
+                runs = [(run, done) for run in chain if run.identity not in seen]
+                arms.setdefault(arm, []).extend(runs)
                 seen |= {run.identity for run in chain}
             for arm, runs in arms.items():
-                left = [run for run in runs if run.result(runs_dir) is None]
+                left = [run for run, done in runs if not (done or run.result(runs_dir))]
                 seconds, images = sum(map(rates.seconds, left)), sum(run.images for run in left)
                 total += seconds
                 done = f"{len(runs) - len(left)} of {len(runs)}"

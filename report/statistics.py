@@ -213,10 +213,10 @@ class Trend(Test):
     >= smallest; contradicted: the interval of last - first is below smallest
     """
 
-    arms: tuple[str, ...]
+    arms: tuple[str | tuple[str, ...], ...]  # of several candidates the best on validation images
 
     def sides(self):
-        return tuple((arm,) for arm in self.arms)
+        return tuple(arm if isinstance(arm, tuple) else (arm,) for arm in self.arms)
 
     def _judge(self, arms, columns):
         contrast = Contrast.of(f"{arms[-1]} - {arms[0]}", columns[-1], columns[0])
