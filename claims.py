@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 
 from presets import PRESETS, Preset
 from report.statistics import Difference, LargerGain, NoGain, Peak, Same, Test, Trend
-from stages.arms import Arm
-from stages.sizes import ALL, Compute, Images, Share, Sizes, Times, tagged_images
+from trials.arms import Arm
+from trials.sizes import ALL, Compute, Images, Share, Sizes, Times, tagged_images
 
 TUNING = 3  # seeds that candidates are chosen on
 

@@ -30,7 +30,7 @@ def parse(argv):
         "weights (from DATA_DIR/weights/NAME.pth where that is): resnet50_swsl (CC-BY-NC 4.0), "
         "efficientnet_b0, timm/resnet10t")  # fmt: skip
     add("--member", type=flags.number(int, 0, 99), default=0, metavar="N", help="step 1: another "
-        "start on the same labels, its weights and order; several make an ensemble (default 0)")  # fmt: skip
+        "start on the same labels; several make an ensemble (default 0)")  # fmt: skip
     add("--linear", action=flags.Boolean, help="train the last layer alone, all "
         "others as --weights has them: how good are its features?")  # fmt: skip
     add("--weak-pretrain", metavar="POOL", help="step 1: first train on the folder names of a pool "

@@ -22,7 +22,8 @@ def parse(argv):
     share = flags.number(float, 0, 1)
     add = parser.add_argument_group("step 2").add_argument
     add("--teacher", type=Path, nargs="+", metavar="PATH", help="model.pt or its stage (default "
-        "RUN/teacher); that of step 4 begins a second round; of several the mean of their softmax")  # fmt: skip
+        "RUN/teacher), that of step 4 for a second round; several vote with the mean of their "
+        "softmax")  # fmt: skip
     add("--unlabeled", nargs="+", metavar="SPEC", help="the pool: heldout, cifar10, "
         "tiny-imagenet, stl10, patches, a folder, or tar shards, several at once "
         f"{flags.usual('unlabeled')}")  # fmt: skip
