@@ -61,7 +61,7 @@ def _plain(value):
     if is_dataclass(value):
         return [
             type(value).__name__,
-            {f.name: _plain(getattr(value, f.name)) for f in fields(value)},
+            {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.compare},
         ]
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
