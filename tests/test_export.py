@@ -139,14 +139,14 @@ def test_the_card_tells_data_selection_metrics_and_licence(published, folder_run
         assert f"| {result['val_top1']:.2f} | {result['test_top1']:.2f} |" in card
     selected = read_record(folder_run / "samples" / "result.json")
     for fact in (
-        f"Data set `{folder_data.name}`, images 8 px square",
+        f"Data set {folder_data.name}, images 8 px square",
         "3 images a class; 2 a class are validation images",
         "Pool: heldout (36)",
         f"{selected['selected']:,} rows of {selected['unique_images']:,} images",
         "P=2 best classes",
         "Right labels: ",
         "seed 0",
-        "MIT.",
+        "mit.",
     ):
         assert fact in card
     assert str(folder_run) not in card
@@ -156,27 +156,72 @@ def test_a_teachers_card_has_no_selection(publish, folder_run, tmp_path):
     assert publish(folder_run / "teacher", tmp_path, "--licence", "CC0 1.0")[0] == 0
     (card,) = tmp_path.glob("*.md")
     assert "None: this network saw labelled images only." in card.read_text()
-    assert "CC0 1.0." in card.read_text()
+    assert "cc0-1.0." in card.read_text()  # as the Hub spells it
+
+
+@pytest.fixture
+def started_from(run_copy):
+    """started_from(weights, ...) -> the run, as if its teacher had been trained from weights."""
+
+    def change(name, **inputs):
+        config = read_record(run_copy / "teacher" / "config.json")
+        config = {**config, "weights": name, "inputs": {**config["inputs"], **inputs}}
+        write_json(run_copy / "teacher" / "config.json", sealed(config))
+        result = read_record(run_copy / "teacher" / "result.json")
+        result["files"] = hashes_of(run_copy / "teacher")
+        write_json(run_copy / "teacher" / "result.json", sealed(result))
+        return run_copy
+
+    return change
 
 
 @pytest.mark.parametrize(
-    ("start", "said"),
+    ("start", "said", "licence"),
     [
-        ("swsl_resnet18", "weights resnet18_swsl, under CC-BY-NC 4.0: no commercial use"),
-        ("dir/semi_supervised_resnet50-08389792.pth", "weights resnet50_ssl, under CC-BY-NC 4.0"),
-        ("dir/mine.pth", "weights mine.pth, whose licence holds too"),
-        ("resnet18_imagenet", "weights resnet18_imagenet, whose licence holds too"),
+        (
+            "swsl_resnet18",
+            "weights resnet18_swsl, under cc-by-nc-4.0: no commercial use",
+            "cc-by-nc-4.0",
+        ),
+        (
+            "dir/semi_supervised_resnet50-08389792.pth",
+            "resnet50_ssl, under cc-by-nc-4.0",
+            "cc-by-nc-4.0",
+        ),
+        ("timm/resnet50.fb_swsl_ig1b_ft_in1k", "resnet50_swsl, under cc-by-nc", "cc-by-nc-4.0"),
+        ("timm/convnextv2_tiny", "convnextv2_tiny, under cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("timm/resnet10t", "weights resnet10t, under apache-2.0.", "apache-2.0"),
+        ("dir/mine.pth", "weights mine.pth, whose licence holds too", "unknown"),
+        ("resnet18_imagenet", "weights resnet18_imagenet, whose licence holds too", "unknown"),
     ],
 )
-def test_the_licence_of_the_first_weights_is_told(publish, run_copy, tmp_path, start, said):
-    config = read_record(run_copy / "teacher" / "config.json")
-    write_json(run_copy / "teacher" / "config.json", sealed({**config, "weights": start}))
-    result = read_record(run_copy / "teacher" / "result.json")
-    result["files"] = hashes_of(run_copy / "teacher")
-    write_json(run_copy / "teacher" / "result.json", sealed(result))
-    assert publish(run_copy / "finetuned", tmp_path / "out")[0] == 0
+def test_the_licence_of_the_first_weights_is_the_students(
+    publish, started_from, tmp_path, start, said, licence
+):
+    run = started_from(start)
+    assert publish(run / "finetuned", tmp_path / "out")[0] == 0
     (card,) = (tmp_path / "out").glob("*.md")
-    assert said in card.read_text()
+    assert said in card.read_text() and f"\n{licence}.  The images" in card.read_text()
+    code, error = publish(run / "finetuned", tmp_path / "free", "--licence", "mit")
+    if "-nc" in licence:
+        assert code == 2 and "under cc-by-nc-4.0, no commercial use" in error
+        assert not (tmp_path / "free").exists()
+    else:
+        assert code == 0  # the publisher knows better
+
+
+def test_the_licence_comes_through_a_stage_that_the_training_started_from(
+    publish, started_from, folder_run, tmp_path
+):
+    """As in semi-weak supervision: the teacher of the tags' teacher had published weights."""
+    first = started_from("resnet18_swsl") / "teacher"
+    first = first.rename(tmp_path / "weak")
+    shutil.copytree(folder_run / "teacher", tmp_path / "run" / "teacher")
+    sha256 = hashlib.sha256((first / "model.pt").read_bytes()).hexdigest()
+    for same, licence in ((sha256, "cc-by-nc-4.0"), ("0" * 64, "unknown")):
+        run = started_from(str(first), weights={"sha256": same})
+        assert publish(run / "finetuned", tmp_path / licence)[0] == 0
+        assert f"\n{licence}.  The" in next((tmp_path / licence).glob("*.md")).read_text()
 
 
 def test_what_is_no_trained_stage_is_refused(publish, run_copy, tmp_path):

@@ -18,12 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import hubconf
-from models import MODELS, build_model
+from models.networks import MODELS, build_model
 from models import hub as table
 
 ROOT = Path(__file__).parents[1]
 hub = hubconf._hub  # hubconf's own copy of models.hub
-download = hubconf._models.download
+download = sys.modules[f"{hub.__package__}.download"]
 BOTH = (hub, table)
 
 

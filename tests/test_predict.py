@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import predict
 from data import decode, fit_square
-from models import build_model, hub
+from models import hub
+from models.networks import build_model
 from models.download import sha256_of_file
 from report import predictions
 
