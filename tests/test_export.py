@@ -1,5 +1,6 @@
 """export.py: what is published loads everywhere and says what it is."""
 
+import base64
 import functools
 import hashlib
 import json
@@ -7,7 +8,7 @@ import os
 import shutil
 import sys
 import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -260,16 +261,103 @@ def test_safetensors_serve_wherever_a_checkpoint_does(publish, folder_run, tmp_p
 
 
 def test_a_hub_folder_says_what_it_holds(publish, folder_run, tmp_path):
-    pytest.importorskip("safetensors")
+    hub = pytest.importorskip("huggingface_hub")
     assert publish(folder_run / "finetuned", tmp_path, "--hub-folder") == (0, "")
     names = {"config.json", "model.safetensors", "README.md"}
     assert {path.name for path in tmp_path.iterdir()} == names
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architecture"] == "resnet8" and config["num_classes"] == 4
-    assert config["pretrained_cfg"]["label_names"] == ["ant", "bee", "crab", "dove"]
-    head = (tmp_path / "README.md").read_text().split("---")[1]
+    labels = ["ant", "bee", "crab", "dove"]  # transformers looks at the root, timm below it
+    assert config["label_names"] == config["pretrained_cfg"]["label_names"] == labels
+    card = hub.ModelCard.load(tmp_path / "README.md")
     result = read_record(folder_run / "finetuned" / "result.json")
-    assert "license: mit" in head and f"value: {result['test_top1']:.2f}" in head
+    assert (card.data.license, card.data.library_name) == ("mit", "pytorch")
+    assert [(one.metric_name, one.metric_value, one.dataset_split) for one in
+            card.data.eval_results] == [
+        ("test top-1", round(result["test_top1"], 2), "test"),
+        ("test top-5", round(result["test_top5"], 2), "test"),
+    ]  # fmt: skip
+
+
+def hub_stub(requests, refusal=None):
+    """A server on loopback that answers as the model hub does; requests: filled with (path, body).
+
+    refusal: the status of its answer to a commit
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            requests.append((self.path, body))
+            address = f"http://{self.headers['Host']}/me/mine"
+            answer = {"url": address}
+            if self.path.endswith("/preupload/main"):
+                files = [{**one, "uploadMode": "regular"} for one in json.loads(body)["files"]]
+                answer = {"files": [{**one, "shouldIgnore": False} for one in files]}
+            elif self.path.endswith("/commit/main"):
+                answer = {"commitUrl": f"{address}/commit/1", "commitOid": "1"}
+            self.send_response(refusal if refusal and "commit" in self.path else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *args):
+            pass
+
+    return ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+
+@pytest.fixture
+def serve_hub(monkeypatch):
+    """serve_hub(status) -> the requests of a stub of the hub, which the client takes for the hub."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    client = pytest.importorskip("huggingface_hub.hf_api").api
+    servers = []
+
+    def serve(refusal=None):
+        requests = []
+        server = hub_stub(requests, refusal)
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        servers.append(server)
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(client, "endpoint", address)
+        return requests
+
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_hub_folder_is_pushed_with_the_hubs_own_client(
+    publish, serve_hub, folder_run, tmp_path
+):
+    requests = serve_hub()
+    (tmp_path / "private.txt").write_text("stays here")
+    code, error = publish(folder_run / "finetuned", tmp_path, "--push", "me/mine")
+    assert (code, error) == (0, "")
+    paths = [path for path, _ in requests]
+    assert paths[:2] == ["/api/repos/create", "/api/validate-yaml"]  # the hub looks at the card
+    assert paths[-1] == "/api/models/me/mine/commit/main"
+    lines = [json.loads(line)["value"] for line in requests[-1][1].splitlines()]
+    sent = {line["path"]: base64.b64decode(line["content"]) for line in lines if "path" in line}
+    names = {"config.json", "model.safetensors", "README.md"}
+    assert sent == {name: (tmp_path / name).read_bytes() for name in names}
+
+
+def test_a_push_that_the_hub_refuses_is_one_line_and_the_folder_stays(
+    publish, serve_hub, folder_run, tmp_path
+):
+    serve_hub(403)
+    code, error = publish(folder_run / "finetuned", tmp_path / "out", "--push", "me/mine")
+    assert (code, error.count("\n")) == (1, 1) and "is written, but not uploaded" in error
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    code, error = publish(folder_run / "finetuned", tmp_path / "new", "--push", "me/mi ne")
+    assert (code, error.count("\n")) == (2, 1) and "me/mi ne" in error
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow
