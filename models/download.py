@@ -27,11 +27,10 @@ def sha256_of_file(path):
 
 
 def check_hash(path, digits, way_out):
-    """Raises ValueError unless the sha256 of a file begins with `digits`; way_out: for the error."""
+    """Raises ValueError, which ends in `way_out`, unless a file's sha256 begins with `digits`."""
     if not (digest := sha256_of_file(path)).startswith(digits):
-        raise ValueError(
-            f"{path} is damaged: its sha256 begins with {digest[:8]}, not as its name says; {way_out}"
-        )
+        found = f"its sha256 begins with {digest[:8]}, not as its name says"
+        raise ValueError(f"{path} is damaged: {found}; {way_out}")
 
 
 def require_answer(url):
@@ -62,7 +61,7 @@ def downloading(what, way_out):
     """Inside, sockets time out after STALL_SECONDS, and a failed download is one ConnectionError.
 
     what: what is downloaded;  way_out: what the user can do instead; both go into the error's line
-    A full disk or a folder without write permission is no network error: it is raised as it is.
+    A full disk or a folder without write permission is raised as it is.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # neither torch.hub nor torchvision sets one

@@ -33,7 +33,13 @@ def write_onnx(content, path):
     named = {"input_names": ["images"], "output_names": ["logits"]}
     shapes = ({0: torch.export.Dim("batch", min=1)},)  # any number of images
     torch.onnx.export(
-        model, (images[:2],), path, **named, dynamic_shapes=shapes, external_data=False, verbose=False
+        model,
+        (images[:2],),
+        path,
+        **named,
+        dynamic_shapes=shapes,
+        external_data=False,
+        verbose=False,
     )
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": images.numpy()})

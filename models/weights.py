@@ -1,8 +1,4 @@
-"""Weights from files: read without running code, fitted to a network.
-
-It stands here because hubconf.py needs it, which imports nothing else of the project: it has to
-work where only torch and torchvision are installed.
-"""
+"""Weights from files: read without running code, fitted to a network.  Needs torch only."""
 
 import errno
 import json
@@ -37,18 +33,18 @@ class _Unread:
 
 
 # What training programs keep beside the weights.  NumPy's own classes would believe what a file
-# says of pointers, so `load` makes an _Unread of each of these, and a dict of a defaultdict.
+# says of pointers, so `load` makes an _Unread of each of these.
 _HARMLESS = """argparse.Namespace builtins.bool builtins.bytes builtins.dict builtins.float
     builtins.frozenset builtins.int builtins.list builtins.range builtins.slice builtins.str
-    builtins.tuple collections.deque datetime.date datetime.datetime datetime.time
+    builtins.tuple datetime.date datetime.datetime datetime.time
     datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction numpy.dtype
     numpy.ndarray numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar
     numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar pathlib.PosixPath
     pathlib.PurePosixPath pathlib.PureWindowsPath pathlib.WindowsPath pathlib._local.PosixPath
     pathlib._local.PurePosixPath pathlib._local.PureWindowsPath pathlib._local.WindowsPath
-    torch.torch_version.TorchVersion types.SimpleNamespace uuid.UUID""".split()
-_READ = [(_Unread, name) for name in _HARMLESS]
-_READ += [(lambda *factory: {}, "collections.defaultdict")]
+    torch.torch_version.TorchVersion types.SimpleNamespace uuid.UUID"""
+_READ = [(_Unread, name) for name in _HARMLESS.split()]
+_READ += [(lambda *_: {}, "collections.defaultdict"), (lambda *_: [], "collections.deque")]
 
 
 def load(path, device="cpu"):
@@ -119,10 +115,7 @@ def rebuild(state, source):
     Raises ValueError for any other content.
     """
     if missing := _FIELDS - state.keys():
-        raise ValueError(
-            f"{source} is not a model.pt of this project, which has {min(missing)}; it may be plain "
-            f"weights"
-        )
+        raise ValueError(f"{source} is not a model.pt of this project: it lacks {min(missing)}")
     if state["format"] != FORMAT:
         raise ValueError(f"{source} has format {state['format']}; this version reads {FORMAT}")
     try:
@@ -145,10 +138,7 @@ def rebuild(state, source):
 def _check_finite(model, source):
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise ValueError(
-                f"{source}: {name} holds numbers that are not finite; name another file, or make "
-                f"it anew"
-            )
+            raise ValueError(f"{source}: {name} holds numbers that are not finite; make it anew")
 
 
 def start_from(model, content, source):

@@ -125,8 +125,8 @@ def _start(stages):
         return ""
     if first["parent"]:
         return (
-            "The teacher was not at hand: if it started from published weights, their licence holds "
-            "too (cc-by-nc-4.0 for ssl and swsl ones)."
+            "The teacher was not at hand: if it started from published weights, their licence "
+            "holds too (cc-by-nc-4.0 for ssl and swsl ones)."
         )
     name = name_in_zoo(first["weights"]) or Path(first["weights"]).name
     use = ": no commercial use" if "-nc" in licence else ""

@@ -1,4 +1,4 @@
-"""What the scripts print.  Imports no library, so that a program that only prints starts at once."""
+"""What the scripts print.  Imports no library, so that what only prints starts at once."""
 
 import re
 

@@ -75,5 +75,5 @@ def working():
         yield
     except BrokenPipeError:  # of the output, see `program`
         raise
-    except (OSError, ValueError, MemoryError, torch.OutOfMemoryError) as error:
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
         raise Failure(str(error)) from error

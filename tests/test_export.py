@@ -1,10 +1,13 @@
 """export.py: what is published loads everywhere and says what it is."""
 
 import base64
+import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -131,6 +134,60 @@ def test_two_exports_are_one(publish, published, folder_run):
     before = {path: path.read_bytes() for path in published}
     assert publish(folder_run / "finetuned", published[0].parent)[0] == 0
     assert {path: path.read_bytes() for path in published[0].parent.iterdir()} == before
+
+
+def test_several_exports_at_once_publish_whole_files_only(published, folder_run):
+    """Three processes, two networks, one folder: each file has the hash in its name."""
+    out, processes = published[0].parent, []
+    for stage in ("finetuned", "teacher", "finetuned"):
+        if (process := os.fork()) == 0:
+            with contextlib.suppress(BaseException):
+                for _ in range(5):
+                    export.main([str(folder_run / stage), str(out)])
+                os._exit(0)
+            os._exit(1)
+        processes.append(process)
+    assert [os.waitpid(process, 0)[1] for process in processes] == [0, 0, 0]
+    weights = sorted(out.glob("*.pth"))
+    assert len(weights) == 2 and {path.suffix for path in out.iterdir()} == {".pth", ".md"}
+    for path in weights:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert path.stem.endswith(digest[:8]) and digest in path.with_suffix(".md").read_text()
+
+
+def test_an_export_that_fails_leaves_nothing(publish, folder_run, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "write_text", full)
+    code, error = publish(folder_run / "finetuned", tmp_path)
+    assert (code, error.count("\n")) == (1, 1) and not list(tmp_path.iterdir())
+
+
+STRANGE = "a|b*c<script>`d`\n# e\x1b[31m[f](g): 'h' \"i"
+
+
+def test_strangers_names_are_shown_in_the_card_and_obeyed_nowhere(
+    publish, run_copy, tmp_path, monkeypatch
+):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("report.model_card.called", lambda *_: STRANGE)
+    assert publish(run_copy / "finetuned", tmp_path, "--hub-folder") == (0, "")
+    text = (tmp_path / "README.md").read_text()
+    assert "\x1b" not in text and "\n# e" not in text
+    shown = r"- Data set a\|b\*c\<script\>\`d\`\\n\# e\\x1b\[31m\[f\](g): 'h' \"i, images"
+    assert shown in text
+    (first, _) = hub.ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert first.dataset_name == r"""a|b*c<script>`d`\n# e\x1b[31m[f](g): 'h' "i"""
+
+
+def test_a_data_sets_name_makes_a_plain_file_name(publish, run_copy, tmp_path):
+    result = read_record(run_copy / "finetuned" / "result.json")
+    for number, name in enumerate((STRANGE, "../../up", "\N{SNOWMAN}" * 300, "caf\u00e9")):
+        write_json(run_copy / "finetuned" / "result.json", sealed({**result, "dataset": name}))
+        out = tmp_path / str(number)
+        assert publish(run_copy / "finetuned", out)[0] == 0
+        assert all(re.fullmatch(r"[\w.-]{9,90}", path.name) for path in out.iterdir())
 
 
 def test_the_card_tells_data_selection_metrics_and_licence(published, folder_run, folder_data):
@@ -309,7 +366,7 @@ def hub_stub(requests, refusal=None):
 
 @pytest.fixture
 def serve_hub(monkeypatch):
-    """serve_hub(status) -> the requests of a stub of the hub, which the client takes for the hub."""
+    """serve_hub(status) -> the requests to a stub, which the client takes for the hub."""
     constants = pytest.importorskip("huggingface_hub.constants")
     client = pytest.importorskip("huggingface_hub.hf_api").api
     servers = []
@@ -332,9 +389,7 @@ def serve_hub(monkeypatch):
         server.server_close()
 
 
-def test_a_hub_folder_is_pushed_with_the_hubs_own_client(
-    publish, serve_hub, folder_run, tmp_path
-):
+def test_a_hub_folder_is_pushed_with_the_hubs_own_client(publish, serve_hub, folder_run, tmp_path):
     requests = serve_hub()
     (tmp_path / "private.txt").write_text("stays here")
     code, error = publish(folder_run / "finetuned", tmp_path, "--push", "me/mine")
