@@ -116,13 +116,14 @@ def rebuild(state, source):
     """
     if missing := _FIELDS - state.keys():
         raise ValueError(f"{source} is not a model.pt of this project: it lacks {min(missing)}")
-    if state["format"] != FORMAT:
+    if str(state["format"]) != str(FORMAT):  # whatever it is
         raise ValueError(f"{source} has format {state['format']}; this version reads {FORMAT}")
     try:
         model = build_model(**state["arch"])
         model.load_state_dict(state["state_dict"])
         numbers = [state["normalisation"][name] for name in ("mean", "std")]
         same = torch.tensor(numbers, dtype=torch.float64).shape == (2, 3)
+        same &= state["normalisation"].keys() == {"mean", "std"}
         same &= len(state["classes"]) == head_of(model)[1].out_features
         if not (same and int(state["input_size"]) > 0):
             raise ValueError("the numbers do not fit together")
