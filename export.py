@@ -49,9 +49,10 @@ if __name__ == "__main__":
 from data.whole_file import write_json, write_text
 from models import formats
 from models.download import sha256_of_file
+from models.hub import licence_of
 from models.needed import needed
 from models.weights import rebuild
-from report.model_card import TITLES, hub_head, licence_of_start, model_card
+from report.model_card import TITLES, hub_head, model_card
 from report.tables import print_table
 from stages import checkpoint
 from stages.finished import read_stage
@@ -63,9 +64,8 @@ from stages.records import read_record
 @program
 def main(argv=None):
     args = parse(argv)
-    stages = lineage(args.stage)
-    records = [(stage.config, stage.result) for stage in stages]
-    licence = settle_licence(args.licence, licence_of_start(records))
+    stages, starts = lineage(args.stage)
+    licence = settle_licence(args.licence, starts)
     if args.push:
         needed("huggingface_hub.utils", "--push").validate_repo_id(args.push)
     content = checkpoint.load(stages[0].product)
@@ -77,7 +77,7 @@ def main(argv=None):
         args.out.mkdir(parents=True, exist_ok=True)
         # In a folder of this process's own, because other exports may be writing to OUT.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as folder:
-            weights, card = write(content, records, licence, Path(folder), form)
+            weights, card = write(content, stages, starts, licence, Path(folder), form)
             for file in sorted(os.listdir(folder)):
                 os.replace(Path(folder, file), args.out / file)
         rows = [("weights", args.out / weights), ("model card", args.out / card)]
@@ -88,7 +88,8 @@ def main(argv=None):
 
 
 def lineage(folder):
-    """The FinishedStage in `folder` and those it was made from, as far as they are at hand.
+    """-> the FinishedStage in `folder` and all that it was made from, as far as they are at hand;
+    the weights that those began with, "" for a stage that is not at hand.
 
     Raises FileNotFoundError for a folder without a finished stage, ValueError for a stage without a
     network or one whose parent has changed since.
@@ -100,47 +101,50 @@ def lineage(folder):
     name = read_record(folder / "config.json")["stage"]
     if name not in TITLES:
         raise ValueError(f"{folder} holds the stage {name}, which has no network; name another")
-    stages = [read_stage(folder, name)]
-    while before := made_from(stages[-1]):
-        stages.append(before)
-    return stages
+    stages, starts = [read_stage(folder, name)], []
+    for stage in stages:  # grows
+        config = stage.config
+        for parent in filter(None, (config["parent"], *config.get("more_parents", ()))):
+            try:
+                stages.append(read_stage(stage.folder / parent["path"], parent["stage"]))
+            except FileNotFoundError:
+                starts.append("")
+        if weights := config.get("weights"):
+            with suppress(FileNotFoundError, ValueError):  # no stage, or none any more
+                start = read_stage(weights, *TITLES)
+                if {"sha256": start.sha256} == config["inputs"].get("weights"):
+                    stages.append(start)
+                    continue
+            starts.append(weights)
+    return stages, starts
 
 
-def made_from(stage):
-    """The FinishedStage that a stage was made from or began with; None where it is not at hand."""
-    parent, weights = stage.config["parent"], stage.config.get("weights")
-    with suppress(FileNotFoundError):
-        if parent:
-            return read_stage(stage.folder / parent["path"], parent["stage"])
-        with suppress(ValueError):  # it has changed since, or is no training
-            start = weights and read_stage(weights, *TITLES)
-            if start and {"sha256": start.sha256} == stage.config["inputs"].get("weights"):
-                return start
-    return None
+def _strictness(licence):
+    return "-nc" not in licence, licence != "unknown"
 
 
-def settle_licence(wish, start):
-    """The licence of the weights: the publisher's wish, else that of the start, else MIT.
+def settle_licence(wish, starts):
+    """The licence of the weights: the publisher's wish, else that of `lineage`'s starts, else MIT.
 
-    start: what the published weights that the training began with are under; None for no such start
-    Raises ValueError for a wish that allows a commercial use which the start forbids.
+    Raises ValueError for a wish that allows a commercial use which one of the starts forbids.
     """
-    if wish and "-nc" in (start or "") and "-nc" not in wish:
+    found = sorted({licence_of(start) for start in starts}, key=_strictness)
+    if wish and "-nc" not in wish and found and "-nc" in found[0]:
         raise ValueError(
-            f"--licence {wish}: the training began with weights under {start}, no commercial use; "
-            f"leave the flag out"
+            f"--licence {wish}: the training began with weights under {found[0]}, no commercial "
+            f"use; leave the flag out"
         )
-    return wish or start or "mit"
+    return wish or (found[0] if found else "mit")
 
 
-def write(content, records, licence, folder, form):
+def write(content, stages, starts, licence, folder, form):
     """Write weights and card into an empty folder; -> the names of these two files.
 
     form: one of FORMATS, or "hub" for HUB_FOLDER
     Raises OSError where they cannot be written, ValueError for a package that the format lacks.
     """
-    result = records[0][1]
-    name = re.sub(r"[^\w.-]+", "_", f"{content['arch']['name']}_{result['dataset']}")[:60]
+    records = [(stage.config, stage.result) for stage in stages]
+    name = re.sub(r"[^\w.-]+", "_", f"{content['arch']['name']}_{stages[0].result['dataset']}")[:60]
     weights = folder / ("model.safetensors" if form == "hub" else f"{name}.{form}")
     if form == "pth":
         checkpoint.save(content, weights)
@@ -153,7 +157,7 @@ def write(content, records, licence, folder, form):
     else:
         weights = weights.rename(folder / f"{name}-{sha256[:8]}.{form}")
         card, head = weights.with_suffix(".md"), ""
-    write_text(card, head + model_card(weights.name, sha256, content, records, licence))
+    write_text(card, head + model_card(weights.name, sha256, content, records, starts, licence))
     return weights.name, card.name
 
 

@@ -30,17 +30,9 @@ def write_onnx(content, path):
     runtime = needed("onnxruntime", "this format")
     model, side = rebuild(content, path).eval(), content["input_size"]
     images = torch.randn(10, 3, side, side, generator=torch.Generator().manual_seed(0))
-    named = {"input_names": ["images"], "output_names": ["logits"]}
+    options = {"input_names": ["images"], "output_names": ["logits"], "external_data": False}
     shapes = ({0: torch.export.Dim("batch", min=1)},)  # any number of images
-    torch.onnx.export(
-        model,
-        (images[:2],),
-        path,
-        **named,
-        dynamic_shapes=shapes,
-        external_data=False,
-        verbose=False,
-    )
+    torch.onnx.export(model, (images[:2],), path, dynamic_shapes=shapes, verbose=False, **options)
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": images.numpy()})
     with torch.no_grad():

@@ -15,8 +15,7 @@ from .networks import MODELS, build_model, head_of
 
 FORMAT = 1  # of model.pt; save_model writes it, `rebuild` checks it
 CONTENT = "content"  # what a safetensors file calls all that a model.pt has beside the weights
-_FIELDS = {"format", "arch", "state_dict", "classes", "normalisation", "input_size", "metrics"}
-_FIELDS |= {"parent"}
+_FIELDS = set("format arch state_dict classes normalisation input_size metrics parent".split())
 _EXPORTED = rf"(?:{'|'.join(MODELS)})_.+-([0-9a-f]{{8}})\.(?:pth|safetensors)"  # as export.py names
 _KEYS = ("state_dict", "model", "model_state_dict", "net")  # of several networks the first of these
 # What torch.compile, FSDP and activation checkpointing put into names, at any place.
@@ -67,7 +66,11 @@ def load(path, device="cpu"):
         if head[8:] == b"{":
             content = _load_safetensors(path, device)
         else:
-            whole = head.startswith(b"PK") and _sums_are_right(path)
+            if head.startswith(b"PK"):  # torch writes CRCs of the tensors, and never looks at them
+                with zipfile.ZipFile(path) as archive:
+                    if damaged := archive.testzip():
+                        raise zipfile.BadZipFile(damaged)
+                whole = True
             with safe_globals(_READ):
                 content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # the unpickler trusts the file: damage raises errors of many kinds
@@ -96,16 +99,6 @@ def _load_safetensors(path, device):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         rest = (file.metadata() or {}).get(CONTENT)
     return json.loads(rest) | {"state_dict": tensors} if rest else tensors
-
-
-def _sums_are_right(path):
-    """True; raises zipfile.BadZipFile for a flipped bit: torch writes a CRC of each tensor and
-    reads without a look at it.  Files from before torch 1.6 are no zip and have none.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(damaged)
-    return True
 
 
 def rebuild(state, source):
@@ -190,7 +183,7 @@ def _weights_in(content, source):
         keys = ", ".join(map(str, list(content)[:8])) or "nothing"
         raise ValueError(f"{source} holds no weights (tensors by name) but {keys}; name another")
     if len(found) > 1:
-        places = ", ".join(place for place, _ in found[:8])
+        places = ", ".join(dict(found))
         raise ValueError(f"{source} holds several networks, {places}; save one of them alone")
     return found[0][1]
 

@@ -19,12 +19,13 @@ TITLES = {  # the stages that train a network
 ON_THE_HUB = {"cifar100": "uoft-cs/cifar100", "cifar10": "uoft-cs/cifar10"}
 
 
-def model_card(file, sha256, content, stages, licence):
+def model_card(file, sha256, content, stages, starts, licence):
     """Markdown: use, metrics, data, selection, origin, licence of published weights.
 
     file: name of the file of weights;  sha256: its;  content: what it holds, as in model.pt
     stages: [(config.json, result.json)] as dicts, first the published stage, then those that it was
         made from, as far as they are at hand
+    starts: weights that a stage began with, "" for a stage that is not at hand
     licence: of the weights
     """
     config, result = stages[0]
@@ -49,7 +50,7 @@ def model_card(file, sha256, content, stages, licence):
         selection=_selection(stages),
         versions=", ".join(f"{name} {value}" for name, value in config["versions"].items()),
         licence=licence,
-        start=_start(stages),
+        starts=list(map(_licence_of, starts)),
     )
 
 
@@ -90,14 +91,6 @@ def hub_head(content, stages, licence):
     return f"---\n{data.to_yaml()}\n---\n\n"
 
 
-def licence_of_start(stages):
-    """The licence of the weights that the first stage began with, None where they were random."""
-    first = stages[-1][0]
-    if first["parent"]:
-        return "unknown"  # that stage is not at hand
-    return licence_of(first["weights"]) if first.get("weights") else None
-
-
 def _selection(stages):
     """What the card says of the rows that a student was trained on, or of there being none."""
     if stages[0][0]["parent"] is None:
@@ -118,17 +111,14 @@ def _selection(stages):
     ]
 
 
-def _start(stages):
-    """What the weights that the first stage began with add to the publisher's licence: text."""
-    licence, first = licence_of_start(stages), stages[-1][0]
-    if licence is None:
-        return ""
-    if first["parent"]:
+def _licence_of(start):
+    """What weights that a stage began with add to the publisher's licence: text."""
+    if not start:
         return (
             "The teacher was not at hand: if it started from published weights, their licence "
             "holds too (cc-by-nc-4.0 for ssl and swsl ones)."
         )
-    name = name_in_zoo(first["weights"]) or Path(first["weights"]).name
+    licence, name = licence_of(start), name_in_zoo(start) or Path(start).name
     use = ": no commercial use" if "-nc" in licence else ""
     terms = "whose licence holds too" if licence == "unknown" else f"under {licence}{use}"
-    return f"The teacher started from the weights {name}, {terms}."
+    return f"A training started from the weights {name}, {terms}."
