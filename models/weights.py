@@ -15,7 +15,8 @@ from .networks import MODELS, build_model, head_of
 
 FORMAT = 1  # of model.pt; save_model writes it, `rebuild` checks it
 CONTENT = "content"  # what a safetensors file calls all that a model.pt has beside the weights
-_FIELDS = set("format arch state_dict classes normalisation input_size metrics parent".split())
+_FIELDS = {"format", "arch", "state_dict", "classes", "normalisation", "input_size", "metrics"}
+_FIELDS |= {"parent"}
 _EXPORTED = rf"(?:{'|'.join(MODELS)})_.+-([0-9a-f]{{8}})\.(?:pth|safetensors)"  # as export.py names
 _KEYS = ("state_dict", "model", "model_state_dict", "net")  # of several networks the first of these
 # What torch.compile, FSDP and activation checkpointing put into names, at any place.
