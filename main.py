@@ -61,8 +61,8 @@ if __name__ == "__main__":
 
 import distributed
 from data import LeakGuard, open_pool, tagged
-from models import build_model, check_name
 from models.download import sha256_of_file
+from models.networks import build_model, check_name
 from presets import PRESETS, override
 from report import tables
 from report.board import Board

@@ -37,7 +37,7 @@ import torch
 
 import distributed
 from data import Images, reopen_pool, selection
-from models import build_model, check_name
+from models.networks import build_model, check_name
 from presets import PRESETS
 from report import tables
 from report.board import Board

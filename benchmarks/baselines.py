@@ -30,7 +30,7 @@ from torchvision.transforms import v2
 
 import engine
 from data import Augment, Images, Normalise
-from models import build_model
+from models.networks import build_model
 from presets import Training
 from stages.device import settle_compute
 

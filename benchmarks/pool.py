@@ -37,7 +37,7 @@ from sklearn.datasets import load_sample_images
 
 import engine
 from data import Normalise, open_pool, write_json
-from models import MODELS, build_model
+from models.networks import MODELS, build_model
 from ranking import Selector
 from stages import checkpoint, flags, scoring
 from stages.config import versions

@@ -29,7 +29,7 @@ import torch
 
 from benchmarks import timing
 from data import Images, LabelledImages, LabelledSet, write_json
-from models import build_model
+from models.networks import build_model
 from presets import PRESETS, override
 from report.board import Board
 from stages import checkpoint, flags, scoring, training

@@ -6,7 +6,7 @@ import torch
 
 from data import Augment, Normalise
 from engine import TrainState, count_steps, fit
-from models import build_model
+from models.networks import build_model
 from presets import Training
 
 IMAGES, STEPS = 16, 3

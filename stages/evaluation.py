@@ -6,7 +6,7 @@ import torch
 import distributed
 from data import whole_file
 from engine import predict
-from models import head_of
+from models.networks import head_of
 
 from . import signals
 

@@ -54,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_args(words)
 
     def error(self, message):
-        print(f"{self.prog}: {message}; see python {self.prog} --help", file=sys.stderr)
+        say(f"{message}; see python {self.prog} --help")
         raise SystemExit(2)
 
 
@@ -97,6 +97,11 @@ def number(kind, least, most=2**31, exclusive=False):
         return value
 
     return convert
+
+
+def path(text):
+    """An argparse type: a Path, also of `--flag=~/x`, in which no shell writes out the ~."""
+    return Path(os.path.expanduser(text))
 
 
 # The fields of presets.Training that are numbers, and what they may be.

@@ -7,6 +7,8 @@ main.py` adds the traceback.
 
 import errno
 import functools
+import os
+import re
 import sys
 from contextlib import contextmanager
 
@@ -18,6 +20,8 @@ from .signals import Interrupted, handled, say, stopped
 
 # What a disk says that takes no more.
 _FULL = {getattr(errno, name, 0) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO")}
+# What torch and Python say where memory or threads are short.
+_SCARCE = re.compile("can't allocate memory|not enough memory|can't start new thread")
 
 
 class Failure(Exception):
@@ -33,9 +37,17 @@ def program(main):
             with handled():
                 main(argv)
                 distributed.wait()  # the first process writes the last files
+                sys.stdout.flush()
+        except BrokenPipeError:  # `| head`: nobody reads what is printed
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (1, 2):
+                os.dup2(nowhere, stream)  # Python flushes both when it ends
+            raise SystemExit(128 + 13) from None
         except (Failure, FloatingPointError) as error:
             _exit(1, error)
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, MemoryError) or _SCARCE.search(str(error)):
+                _exit(1, Failure(f"this machine has too little left: {error}"[:200]))
             if distributed.size() == 1:
                 raise
             reason = f"{error}".partition("\n")[0]
@@ -61,5 +73,7 @@ def working():
     """From here on an error of the disk or of the data is a Failure (exit code 1)."""
     try:
         yield
+    except BrokenPipeError:  # of the output, see `program`
+        raise
     except (OSError, ValueError, torch.OutOfMemoryError) as error:
         raise Failure(str(error)) from error

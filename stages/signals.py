@@ -63,7 +63,9 @@ def say(text):
     who = script.parent.name if script.name == "__main__.py" else script.name
     who += f" (process {os.environ['RANK']})" if several() else ""
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand there
-    print(f"{clear}{who}: {text}", file=sys.stderr, flush=True)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)  # names obey no terminal
+    with suppress(BrokenPipeError):
+        print(f"{clear}{who}: {text}", file=sys.stderr, flush=True)
 
 
 def say_stopped(signum):
@@ -90,9 +92,21 @@ def from_the_start():
     def leave(signum, frame):
         stopped(_signals.leaving or signum)
 
+    open_streams()
     _signals.script = True
     for signum in _SIGNALS:
         signal.signal(signum, leave)
+
+
+def open_streams():
+    """Output that is closed (`2>&-`) goes nowhere; what an encoding lacks is shown as an escape."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # or the next file would be stderr
+        pass
+    os.close(number)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
+        getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from tqdm import tqdm
 import distributed
 from data import Augment, Images, LabelledImages, LabelledSet, Normalise
 from engine import TrainState, accuracy, count_steps, fit
-from models import build_model, head_of
+from models.networks import build_model, head_of
 from presets import Training
 
 from . import checkpoint, signals

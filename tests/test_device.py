@@ -11,7 +11,7 @@ import torch
 import data
 import engine
 import ranking
-from models import build_model
+from models.networks import build_model
 from stages import device, flags
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from test_resume import every_step, finish_in_pieces, stop_after  # noqa: F401 -
 import ranking
 from data import POLICIES, Augment, Images, Normalise
 from engine import TrainState, fit, predict
-from models import build_model
+from models.networks import build_model
 from presets import Training
 from ranking import STRATEGIES, Selector
 from stages.device import set_up_device
