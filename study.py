@@ -75,7 +75,9 @@ def main(argv=None):
         code = 0 if args.report else study.run()
         if code < 128:  # a signal wants an end, not a report
             rows = read_rows(study.csv)
-            print_verdicts(write_page(args.results, args.preset, study.claims, rows, TUNING))
+            # The page has all claims, since p values are corrected over the whole preset.
+            judged = write_page(args.results, args.preset, claims(args.preset), rows, TUNING)
+            print_verdicts([one for one in judged if one.claim in study.claims])
     except (ValueError, OSError) as error:
         print(f"study.py: {error}", file=sys.stderr)
         code = 2

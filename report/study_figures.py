@@ -1,12 +1,29 @@
-"""The figure of a claim: the paper's plot, ours in the same form, the differences tested."""
+"""The figure of a claim: how many points each arm is above another one, in the paper and here."""
+
+import textwrap
+from dataclasses import dataclass
 
 import numpy as np
 
-_COLOURS = ("#1f5fa8", "#d1495b", "#3a8a5f", "#8a6d3b")
-_VERDICT_COLOURS = {"confirmed": "#3a8a5f", "contradicted": "#d1495b"}
-_STYLE = {"svg.fonttype": "none", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3}
-_STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10}
-_DODGE = 0.12  # between the series at one word
+from .statistics import Contrast
+
+# One meaning a colour, in all figures.
+_STUDENT, _ALONE, _PAPER = "#1f5fa8", "#c26a00", "#5b5b5b"
+_STYLE = {"svg.fonttype": "none", "font.size": 13, "axes.grid": True, "axes.grid.axis": "x"}
+_STYLE |= {"grid.alpha": 0.3, "axes.axisbelow": True, "ytick.major.size": 0}
+_STYLE |= {f"axes.spines.{side}": False for side in ("top", "left", "right")}
+_LEAST = 3  # seeds that an interval is drawn for
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a figure: an arm, above or below the arm that is at zero."""
+
+    label: str
+    alone: bool  # labels alone
+    zero: str  # label of the arm at zero
+    differences: tuple[float, ...]  # points, one a seed; empty where nothing has run
+    paper: float | None  # points
 
 
 def save_svg(figure, path):
@@ -17,112 +34,91 @@ def save_svg(figure, path):
         figure.savefig(path, metadata={"Date": None})
 
 
-def claim_figure(claim, preset, table, outcomes):
-    """claim: claims.Claim;  preset: its name;  table: report.statistics.Table
-    outcomes: of the claim's tests;  -> matplotlib Figure
+def figure_rows(claim, table, outcomes):
+    """claim: claims.Claim;  table: report.statistics.Table;  outcomes: of its tests;  -> [Row]
 
-    Beside the mean over the seeds stands every seed: a seed's points are joined, since the arms
-    are paired by seed.
+    At zero is the arm that the plot names.  Otherwise it is the labels alone at the same x, or
+    where no x has them, what the claim's first test compares with.
     """
+    plot = claim.plot
+    chosen = {arm for outcome in outcomes for arm in outcome.arms}
+    places = {
+        next((one for one in arm if one in chosen), arm[0]) if isinstance(arm, tuple) else arm: (
+            name,
+            x,
+        )
+        for name, points in plot.ours.items()
+        for x, arm in points
+    }
+    paper = {(name, x): y for name, points in plot.paper.items() for x, y in points}
+    supervised = plot.paper.get("labels alone", ())
+    supervised = supervised[0][1] if len(supervised) == 1 else None
+    rivals = dict(plot.ours.get("labels alone", ()))
+    if plot.zero or not rivals.keys() & {
+        x for name, x in places.values() if name != "labels alone"
+    }:
+        rivals = {}
+    rows = []
+    for arm, (name, x) in places.items():
+        zero = plot.zero or rivals.get(x) or outcomes[0].arms[claim.tests[0].base]
+        if arm == zero:
+            continue
+        theirs, level = paper.get((name, x)), paper.get(places.get(zero), supervised)
+        gain = None if theirs is None or level is None else theirs - level
+        ours, other = table.accuracies.get(arm, {}), table.accuracies.get(zero, {})
+        found = tuple(ours[seed][1] - other[seed][1] for seed in sorted(ours.keys() & other))
+        tuned = "the tuned labels alone" if zero.startswith("labels alone") else zero
+        at_zero = "the labels alone" if rivals else places.get(zero, ("", tuned))[1]
+        label = f"{x}, {name}" if rivals else x
+        rows.append(Row(label, name == "labels alone", at_zero, found, gain))
+    return rows
+
+
+def claim_figure(claim, table, outcomes):
+    """-> matplotlib Figure, or None where none of its rows has run; see `figure_rows`"""
     import matplotlib
     from matplotlib.figure import Figure
 
+    rows = figure_rows(claim, table, outcomes)
+    if not any(row.differences for row in rows):
+        return None
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(12, 4), layout="constrained")
-        left, middle, right = figure.subplots(1, 3, width_ratios=(3, 3, 3))
-        paper = {
-            series: [(x, {0: y}) for x, y in points] for series, points in claim.plot.paper.items()
-        }
-        ours = {
-            series: [(x, {s: y for s, (_, y) in table.accuracies.get(arm, {}).items()})
-                     for x, arm in points]
-            for series, points in claim.plot.ours.items()
-        }  # fmt: skip
-        _draw_accuracies(left, "paper: ImageNet", claim.plot.x_label, paper)
-        _draw_accuracies(middle, f"here: preset {preset}", claim.plot.x_label, ours)
-        _draw_tests(right, claim.tests, outcomes)
+        figure = Figure(figsize=(6.5, 1.9 + 0.62 * len(rows)), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12)
+        axes = figure.subplots()
+        _draw(axes, rows)
+        first = claim.tests[0]
+        limits = first.limits(claim.plot.zero or outcomes[0].arms[first.base])
+        for limit, label in zip(limits, (f"counts from {first.smallest:g}", "_"), strict=False):
+            axes.axvline(limit, color="black", linestyle="--", linewidth=1, label=label)
+        words = ", ".join(outcome.verdict for outcome in outcomes)
+        figure.suptitle(f"{claim.name}: {words}", x=0.02, ha="left", fontsize=13, weight="bold")
+        look = {"frameon": False, "fontsize": 11, "handletextpad": 0.4, "columnspacing": 1.2}
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2, **look)
     return figure
 
 
-def _draw_accuracies(axes, title, x_label, all_series):
-    """all_series: {name: [(x, {seed: percent})]}; x are numbers on a logarithmic axis, or words.
-
-    Words under an axis without a label are in no order, and nothing joins them.
-    """
-    axes.set_title(title, pad=24)
-    if not any(found for points in all_series.values() for _, found in points):
-        axes.axis("off")
-        axes.text(0.5, 0.5, "no figures", ha="center", transform=axes.transAxes)
-        return
-    xs = list(dict.fromkeys(x for points in all_series.values() for x, _ in points))
-    words = [x for x in xs if isinstance(x, str)]
-    axes.set(xlabel=x_label, ylabel="top-1, %")
-    if words:
-        tilted = len(words) > 3
-        turn = {"rotation": 30, "ha": "right"} if tilted else {}
-        axes.set_xticks(range(len(words)), words, **turn)
-        axes.set_xlim(-0.5, len(words) - 0.5)
-    else:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sorted(xs), [_number(x) for x in sorted(xs)])
-        axes.set_xticks([], minor=True)
-    for number, (name, points) in enumerate(all_series.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
-        if not words and len(points) == 1:  # a level to compare with
-            if points[0][1]:
-                level = np.mean(list(points[0][1].values()))
-                axes.axhline(level, color=colour, linestyle="--", label=name)
+def _draw(axes, rows):
+    names = {_STUDENT: "here: mean, 95 % interval, seeds", _ALONE: "here: labels alone"}
+    names[_PAPER] = "paper"
+    beside = {"x": 1.02, "va": "center", "transform": axes.get_yaxis_transform()}
+    for y, row in enumerate(rows):
+        colour, count = _ALONE if row.alone else _STUDENT, len(row.differences)
+        if row.paper is not None:
+            look = {"color": _PAPER, "markerfacecolor": "white", "markersize": 9}
+            axes.plot(row.paper, y - 0.2, "D", label=names.pop(_PAPER, "_"), **look)
+            axes.text(y=y - 0.2, s=f"{row.paper:+.1f}", color=_PAPER, **beside)
+        if not count:
             continue
-        shift = _DODGE * (number - (len(all_series) - 1) / 2) if words and x_label else 0
-        places = [words.index(x) + shift if words else x for x, _ in points]
-        _draw_series(axes, name, colour, bool(x_label), places, [y for _, y in points])
-    legend = axes.legend(
-        fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False,
-        columnspacing=1, handlelength=1.5,
-    )  # fmt: skip
-    legend.set_in_layout(False)  # it may be wider than the panel, which stays as it is
-
-
-def _draw_series(axes, name, colour, joined, places, found):
-    """places: (n,) on the axis;  found: n times {seed: percent}"""
-    look = {"color": colour, "linestyle": "-" if joined else "none"}
-    for seed in sorted({seed for one in found for seed in one}):
-        mine = [(x, one[seed]) for x, one in zip(places, found, strict=True) if seed in one]
-        if max(map(len, found)) > 1:
-            axes.plot(*zip(*mine, strict=True), marker=".", alpha=0.35, linewidth=0.7, **look)
-    means = [(x, np.mean(list(one.values()))) for x, one in zip(places, found, strict=True) if one]
-    if means:
-        axes.plot(*zip(*means, strict=True), marker="o", label=name, linewidth=2, **look)
-
-
-def _number(x):
-    """1/16, 0.1, 2"""
-    return f"1/{1 / x:.0f}" if x < 1 and np.log2(x).is_integer() else f"{x:g}"
-
-
-def _draw_tests(axes, tests, outcomes):
-    """Every comparison with its points, mean and interval; dotted: the least that counts."""
-    axes.set_title("differences, paired by seed", pad=24)
-    pairs = [
-        (test, outcome.verdict, contrast)
-        for test, outcome in zip(tests, outcomes, strict=True)
-        for contrast in outcome.contrasts
-    ]
-    if not pairs:
-        axes.axis("off")
-        axes.text(0.5, 0.5, "not all seeds are there", ha="center", transform=axes.transAxes)
-        return
-    axes.set(xlabel="points", yticks=[], ylim=(len(pairs) - 0.5, -0.6))
-    axes.spines["left"].set_visible(False)
-    axes.axvline(0, color="black", lw=0.8)
-    for row, (test, verdict, contrast) in enumerate(pairs):
-        colour = _VERDICT_COLOURS.get(verdict, "#777777")
-        reach = [[contrast.mean - contrast.low], [contrast.high - contrast.mean]]
-        axes.errorbar(contrast.mean, row, xerr=reach, marker="D", color=colour, capsize=4)
-        count = len(contrast.differences)
-        axes.plot(contrast.differences, [row + 0.12] * count, ".", color=colour, alpha=0.6)
-        for limit in test.limits:
-            axes.plot([limit] * 2, [row - 0.2, row + 0.25], ":", color="black", lw=1)
-        ours, _, rival = contrast.name.partition(" - ")
-        axes.text(0.01, row - 0.22, f"{verdict}:  {ours}\n- {rival}", fontsize=7,
-                  transform=axes.get_yaxis_transform())  # fmt: skip
+        mean, place = np.mean(row.differences), y + 0.17
+        if count >= _LEAST:
+            seen = Contrast.of("", row.differences, np.zeros(count))
+            axes.plot([seen.low, seen.high], [place] * 2, color=colour, linewidth=3, alpha=0.6)
+        small = {"color": colour, "alpha": 0.5, "markersize": 5}
+        axes.plot(row.differences, [place + 0.17] * count, ".", **small)
+        axes.plot(mean, place, "o", color=colour, markersize=10, label=names.pop(colour, "_"))
+        axes.text(y=place, s=f"{mean:+.1f}", color=colour, weight="bold", **beside)
+    axes.set_yticks(range(len(rows)), [textwrap.fill(row.label, 20) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.axvline(0, color="black", linewidth=1.2)
+    axes.set_xlabel(f"points over {rows[0].zero}")

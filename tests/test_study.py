@@ -55,7 +55,11 @@ def test_every_claim_can_be_run_judged_and_drawn(name):
         known = {arm.name for arm in claim.arms}
         tested = {arm for test in claim.tests for side in test.sides() for arm in side}
         drawn = {arm for points in claim.plot.ours.values() for _, arm in points}
+        drawn = {one for arm in drawn for one in (arm if isinstance(arm, tuple) else (arm,))}
         assert tested and tested <= known and drawn <= known, claim.name
+        assert claim.plot.zero in {"", *known} and claim.beside in {"", *(c.name for c in found)}
+        assert claim.bears.startswith(("yes: ", "only in kind: ", "no: ", "no, ")), claim.name
+    assert sum(claim.primary for claim in found) == 1
         assert all(";" not in arm for arm in known)
         assert claim.seeds >= 3
         assert all(test.smallest > 0 for test in claim.tests)
@@ -501,7 +505,7 @@ from report.statistics import Difference
 
 def two(name):
     alone, faster = labels_alone("pipeline", 0.5), labels_alone("pipeline", 0.25)
-    plot = Plot("", {{}}, {{"ours": (("x", "pipeline"),)}})
+    plot = Plot({{}}, {{"ours": (("x", "pipeline"),)}})
     return (
         Claim("fine-tuning", "It helps.", "+3", (PIPELINE, BEFORE),
               (Difference(0.5, ("pipeline",), (BEFORE.name,)),), plot, 4, "demo", "toy"),
