@@ -309,7 +309,7 @@ def _teacher_capacity(settings, preset):
             {"student": tuple(zip(_SIZES, (75.7, 77.6, 79.1), strict=True))},
             {"student": tuple(zip(_SIZES, names(arms), strict=True))},
         ),
-        bears="no, while the larger teacher is not the more accurate one",
+        bears="no: at this length a larger teacher is not a more accurate one",
     )
 
 
@@ -375,7 +375,7 @@ def _self_training(settings, preset):
                 "labels alone": (("small", small_rival.name), ("large", rivals[1].name)),
             },
         ),
-        bears="no, while the larger teacher is not the more accurate one",
+        bears="no: at this length a larger teacher is not a more accurate one",
     )
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import claims
-from report.study_page import write_page
+from report.statistics import holm
+from report.study_page import judge, parts, write_page
 from trials.arms import Planner
 from trials.rows import read_rows
 
@@ -61,3 +62,77 @@ def test_every_claim_of_the_study_is_linked_from_the_results(folder):
     preset = "study" if folder == RESULTS else folder.name
     for claim in claims.claims(preset):
         assert f"{folder.relative_to(ROOT)}/verdicts.md#{claim.name}" in text, claim.name
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def study():
+    """-> ({name: Claim}, rows) of the preset study"""
+    return {claim.name: claim for claim in claims.claims("study")}, read_rows(RESULTS / "runs.csv")
+
+
+def judged(study, name, rows):
+    return judge(study[0][name], rows, "study", claims.TUNING)
+
+
+def elsewhere(rows, **changes):
+    """The same runs from another machine."""
+    return [row | changes for row in rows]
+
+
+def test_the_labels_of_a_second_round_are_those_of_its_second_selection(study, tmp_path):
+    write_page(tmp_path, "study", tuple(study[0].values()), study[1], claims.TUNING)
+    page = (tmp_path / "verdicts.md").read_text(encoding="utf-8")
+    right = [float(row["labels_right"]) for row in study[1] if row["step"] == "samples again"]
+    assert right == [34.14, 34.815, 33.775]
+    assert re.search(r"\| second round \|.*\| 34\.2 % \|", page)
+
+
+def test_a_contrast_of_two_precisions_is_refused_and_names_its_arms(study):
+    rows = [
+        row | {"precision": "unknown"} if row["arms"] == "soft labels" else row for row in study[1]
+    ]
+    one = judged(study, "soft-labels", rows)
+    assert [outcome.verdict for outcome in one.outcomes] == ["not comparable"]
+    assert "bfloat16: pipeline; bfloat16 and unknown: soft labels" in one.notes[-1]
+
+
+def test_a_second_machine_replaces_no_verdict(study):
+    """Its rows stand beside the others; the first whole set counts, in whatever order they are."""
+    first = judged(study, "soft-labels", study[1])
+    other = elsewhere(study[1], precision="float32", started="2026-12-01", test_top1="50.0")
+    for rows in (study[1] + other, other + study[1]):
+        assert judged(study, "soft-labels", rows).outcomes == first.outcomes
+    soft = [row for row in other if "soft labels" not in row["arms"]]
+    assert judged(study, "soft-labels", soft + study[1]).outcomes == first.outcomes
+
+
+def test_different_cpus_are_named_under_the_verdict(study):
+    rows = [row | {"cpu": "B"} if row["arms"] == "soft labels" else row for row in study[1]]
+    one = judged(study, "soft-labels", rows)
+    assert one.outcomes[0].verdict == "inconclusive"
+    assert one.notes and one.notes[0].startswith("CPUs: ") and "B: soft labels" in one.notes[0]
+    assert not judged(study, "soft-labels", study[1]).notes
+
+
+def test_p_values_are_corrected_over_all_parts_but_the_primary_ones(study, tmp_path):
+    found = write_page(tmp_path, "study", tuple(study[0].values()), study[1], claims.TUNING)
+    ps = [o.p for one in found if not one.claim.primary for o in one.outcomes if o.p is not None]
+    page = (tmp_path / "verdicts.md").read_text(encoding="utf-8")
+    (fine_tuning,) = (one.outcomes[0] for one in found if one.claim.name == "fine-tuning")
+    after = holm(ps)[ps.index(fine_tuning.p)]
+    assert f"| {fine_tuning.p:.3g} | {after:.3g} |" in page
+    (primary,) = (one for one in found if one.claim.primary)
+    assert f"| {primary.outcomes[0].p:.3g} | primary |" in page
+
+
+def test_the_first_table_of_the_results_has_every_part_with_its_verdict():
+    text = (ROOT / "RESULTS.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    for folder in FOLDERS:
+        rows = read_rows(folder / "runs.csv")
+        for claim in claims.claims(rows[0]["preset"]):
+            one = judge(claim, rows, rows[0]["preset"], claims.TUNING)
+            for part in parts(one) if claim.bears[:3] != "no:" else ():
+                assert "unfinished" in part or part in text, (folder, claim.name, part)
