@@ -144,8 +144,10 @@ def _summary(judged):
         if one.claim.beside in names:
             continue
         together = [one, *(other for other in judged if other.claim.beside == one.claim.name)]
-        links = ", ".join(f"[{o.claim.name}](#{o.claim.name})" for o in together)
-        links += " (primary)" if one.claim.primary else ""
+        links = ", ".join(
+            f"[{o.claim.name}](#{o.claim.name}){' (primary)' if o.claim.primary else ''}"
+            for o in together
+        )
         here = "<br>".join(part for o in together for part in parts(o))
         yield f"| {links} | {one.claim.paper} | {here} | {one.claim.bears} |"
 
@@ -164,7 +166,7 @@ def _section(one, corrected, preset, drawn):
     for test, outcome in zip(claim.tests, one.outcomes, strict=True):
         rule = f"{type(test).__name__} | {test.smallest:g} | {outcome.verdict}"
         if not outcome.contrasts:
-            yield f"| {test.part} {rule} | | | | | | | |".replace("|  ", "| ")
+            yield f"| {f'{test.part}: ' if test.part else ''}{rule} | | | | | | | |"
         p = "" if outcome.p is None else f"{outcome.p:.3g}"
         after = "primary" if claim.primary else f"{corrected.get(id(outcome), np.nan):.3g}"
         for c in outcome.contrasts:

@@ -6,16 +6,35 @@ from pathlib import Path
 import pytest
 
 import claims
-from report.statistics import holm
+from report.statistics import Contrast, holm
 from report.study_page import judge, parts, write_page
 from trials.arms import Planner
-from trials.rows import read_rows
+from trials.rows import accuracies, read_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
 FOLDERS = {path.parent for path in RESULTS.rglob("runs.csv")}  # one a preset
 # In the texts the study's numbers stand between these lines.
 STUDY = re.compile(r"<!-- study -->(.*?)<!-- end of study -->", re.DOTALL)
+
+
+# What the texts compare besides the tests: preset, arms, and 1 for test images, 0 for validation.
+ALSO = (
+    ("study", "pipeline", "labels alone, 1 x pipeline", 1),
+    ("cifar10", "labels alone, 1 x pipeline", "labels alone, 0.5 x pipeline", 1),
+    ("cifar10", "pipeline", "pipeline before fine-tuning", 0),
+)
+
+
+def also():
+    """The numbers of these comparisons, over the seeds that both arms have."""
+    for preset, ours, rival, subset in ALSO:
+        path = RESULTS / ("" if preset == "study" else preset) / "runs.csv"
+        found = accuracies(read_rows(path), preset)
+        seeds = sorted(found[ours].keys() & found[rival].keys())
+        sides = ([found[arm][seed][subset] for seed in seeds] for arm in (ours, rival))
+        contrast = Contrast.of("", *sides)
+        yield f"{contrast.mean:.2f} {contrast.low:.2f} {contrast.high:.2f}"
 
 
 def numbers(text):
@@ -51,7 +70,8 @@ def test_every_row_keeps_its_place(folder):
 def test_every_number_of_the_study_is_that_of_a_verdict_or_a_run(name):
     parts = STUDY.findall((ROOT / name).read_text(encoding="utf-8"))
     files = (folder / name for folder in FOLDERS for name in ("verdicts.md", "runs.csv"))
-    backed = set().union(*(numbers(file.read_text(encoding="utf-8")) for file in files))
+    texts = [*(file.read_text(encoding="utf-8") for file in files), *also()]
+    backed = set().union(*map(numbers, texts))
     said = numbers("".join(parts))
     assert said and said <= backed, f"neither a verdict nor a run: {sorted(said - backed)}"
 
