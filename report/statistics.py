@@ -13,6 +13,7 @@ of these words:
     inconclusive    neither, at these seeds
     unfinished      not all registered seeds are there yet; no peeking
     not comparable  the seeds are there, but the two sides have different precisions
+    one seed        a difference without an interval, which is no verdict
 
 Its p is that of the hypothesis that a confirmation rejects: no difference (two-sided t), no trend
 (Page), a flank that does not rise (one-sided t, Holm), a difference of the size that counts (two
@@ -47,7 +48,7 @@ class Contrast:
 
     @classmethod
     def of(cls, name, ours, rival):
-        """ours, rival: (n,) each, one number a seed, n > 1."""
+        """ours, rival: (n,) each, one number a seed; one seed alone has no interval's width."""
         ours, rival = np.asarray(ours, float), np.asarray(rival, float)
         found = ours - rival
         mean = float(found.mean())
@@ -153,6 +154,8 @@ class Test:
         outcome = self._judge(chosen, [table.column(arm, seeds) for arm in chosen])
         note = "; ".join(filter(None, (note and f"chosen on validation: {note}", outcome.note)))
         verdict = self.ruled_out if outcome.verdict == "contradicted" else outcome.verdict
+        if len(seeds) == 1:
+            return replace(outcome, verdict="one seed", note=note, arms=arms, p=None)
         return replace(outcome, verdict=verdict, note=note, arms=arms)
 
 

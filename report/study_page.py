@@ -126,13 +126,16 @@ def print_verdicts(judged):
 def parts(one):
     """Yield "part: mean [interval] **verdict**" for every test of a claim."""
     for test, outcome in zip(one.claim.tests, one.outcomes, strict=True):
-        numbers = "; ".join(
-            f"{c.mean:+.2f} [{c.low:+.2f}, {c.high:+.2f}]" for c in outcome.contrasts
-        )
+        numbers = "; ".join(map(_interval, outcome.contrasts))
         toy = one.claim.toy and outcome.verdict != "unfinished"
         word = f"**{outcome.verdict}{', toy' if toy else ''}**"
         name = f"{test.part}:" if test.part else ""
         yield " ".join(filter(None, (name, numbers, word)))
+
+
+def _interval(contrast):
+    width = f" [{contrast.low:+.2f}, {contrast.high:+.2f}]" if len(contrast.differences) > 1 else ""
+    return f"{contrast.mean:+.2f}{width}"
 
 
 def _summary(judged):

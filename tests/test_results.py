@@ -23,6 +23,7 @@ ALSO = (
     ("study", "pipeline", "labels alone, 1 x pipeline", 1),
     ("cifar10", "labels alone, 1 x pipeline", "labels alone, 0.5 x pipeline", 1),
     ("cifar10", "pipeline", "pipeline before fine-tuning", 0),
+    ("cifar10", "selection random-in-class", "labels alone, 1 x pipeline, fine-tuned", 1),
 )
 
 
@@ -116,7 +117,7 @@ def test_a_contrast_of_two_precisions_is_refused_and_names_its_arms(study):
     ]
     one = judged(study, "soft-labels", rows)
     assert [outcome.verdict for outcome in one.outcomes] == ["not comparable"]
-    assert "bfloat16: pipeline; bfloat16 and unknown: soft labels" in one.notes[-1]
+    assert "bfloat16: pipeline; unknown: soft labels" in one.notes[-1]
 
 
 def test_a_second_machine_replaces_no_verdict(study):

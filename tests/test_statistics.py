@@ -209,3 +209,9 @@ def test_every_outcome_names_its_arms_and_an_unfinished_one_has_p_1():
     assert (outcome.verdict, outcome.p, outcome.arms) == ("unfinished", 1.0, ("ours", "rival"))
     better = judge(test, ours=[1.0, 2.0, 4.0], rival=[0.0, 1.0, 2.0], other=[1.0, 1.0, 2.0])
     assert better.arms == ("ours", "other")
+
+
+def test_one_seed_is_no_verdict():
+    outcome = judge(Difference(0.5, ("ours",), ("rival",)), [0], [0], ours=[31.0], rival=[30.0])
+    assert (outcome.verdict, outcome.p) == ("one seed", None)
+    assert outcome.contrasts[0].differences == (1.0,)
