@@ -43,13 +43,21 @@ def numbers(text):
     return set(re.findall(r"\d+\.\d\d\b", text))
 
 
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """{folder: (what write_page returns, the page's text)}, made anew from the rows"""
+    made = {}
+    for folder in FOLDERS:
+        rows, place = read_rows(folder / "runs.csv"), tmp_path_factory.mktemp("page")
+        preset = rows[0]["preset"]
+        judged = write_page(place, preset, claims.claims(preset), rows, claims.TUNING)
+        made[folder] = judged, (place / "verdicts.md").read_text(encoding="utf-8")
+    return made
+
+
 @pytest.mark.parametrize("folder", sorted(FOLDERS))
-def test_the_committed_verdicts_are_those_of_the_committed_rows(tmp_path, folder):
-    rows = read_rows(folder / "runs.csv")
-    (preset,) = {row["preset"] for row in rows}
-    write_page(tmp_path, preset, claims.claims(preset), rows, claims.TUNING)
-    made = (tmp_path / "verdicts.md").read_text(encoding="utf-8")
-    assert made == (folder / "verdicts.md").read_text(encoding="utf-8")
+def test_the_committed_verdicts_are_those_of_the_committed_rows(pages, folder):
+    assert pages[folder][1] == (folder / "verdicts.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("folder", sorted(FOLDERS))
@@ -103,12 +111,10 @@ def elsewhere(rows, **changes):
     return [row | changes for row in rows]
 
 
-def test_the_labels_of_a_second_round_are_those_of_its_second_selection(study, tmp_path):
-    write_page(tmp_path, "study", tuple(study[0].values()), study[1], claims.TUNING)
-    page = (tmp_path / "verdicts.md").read_text(encoding="utf-8")
+def test_the_labels_of_a_second_round_are_those_of_its_second_selection(study, pages):
     right = [float(row["labels_right"]) for row in study[1] if row["step"] == "samples again"]
     assert right == [34.14, 34.815, 33.775]
-    assert re.search(r"\| second round \|.*\| 34\.2 % \|", page)
+    assert re.search(r"\| second round \|.*\| 34\.2 % \|", pages[RESULTS][1])
 
 
 def test_a_contrast_of_two_precisions_is_refused_and_names_its_arms(study):
@@ -138,10 +144,9 @@ def test_different_cpus_are_named_under_the_verdict(study):
     assert not judged(study, "soft-labels", study[1]).notes
 
 
-def test_p_values_are_corrected_over_all_parts_but_the_primary_ones(study, tmp_path):
-    found = write_page(tmp_path, "study", tuple(study[0].values()), study[1], claims.TUNING)
+def test_p_values_are_corrected_over_all_parts_but_the_primary_ones(pages):
+    found, page = pages[RESULTS]
     ps = [o.p for one in found if not one.claim.primary for o in one.outcomes if o.p is not None]
-    page = (tmp_path / "verdicts.md").read_text(encoding="utf-8")
     (fine_tuning,) = (one.outcomes[0] for one in found if one.claim.name == "fine-tuning")
     after = holm(ps)[ps.index(fine_tuning.p)]
     assert f"| {fine_tuning.p:.3g} | {after:.3g} |" in page
@@ -149,11 +154,9 @@ def test_p_values_are_corrected_over_all_parts_but_the_primary_ones(study, tmp_p
     assert f"| {primary.outcomes[0].p:.3g} | primary |" in page
 
 
-def test_the_first_table_of_the_results_has_every_part_with_its_verdict():
+def test_the_first_table_of_the_results_has_every_part_with_its_verdict(pages):
     text = (ROOT / "RESULTS.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    for folder in FOLDERS:
-        rows = read_rows(folder / "runs.csv")
-        for claim in claims.claims(rows[0]["preset"]):
-            one = judge(claim, rows, rows[0]["preset"], claims.TUNING)
-            for part in parts(one) if claim.bears[:3] != "no:" else ():
-                assert "unfinished" in part or part in text, (folder, claim.name, part)
+    for judged, _ in pages.values():
+        for one in judged:
+            for part in parts(one) if not one.claim.bears.startswith("no:") else ():
+                assert "unfinished" in part or part in text, (one.claim.name, part)
