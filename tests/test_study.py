@@ -49,7 +49,7 @@ def flags(run):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_claim_can_be_run_judged_and_drawn(name):
     found = claims.claims(name)
-    least = 7 if name == "cifar10" else 10
+    least = {"cifar10": 7, "cifar100-cpu": 1}.get(name, 10)
     assert len({claim.name for claim in found}) == len(found) >= least
     for claim in found:
         known = {arm.name for arm in claim.arms}
@@ -60,7 +60,7 @@ def test_every_claim_can_be_run_judged_and_drawn(name):
         assert claim.plot.zero in {"", *known} and claim.beside in {"", *(c.name for c in found)}
         assert claim.bears.startswith(("yes: ", "only in kind: ", "no: ")), claim.name
         assert all(";" not in arm for arm in known)
-        assert claim.seeds >= 3
+        assert claim.seeds >= 3 or claim.name == "card"  # one chain, which is no verdict
         assert all(test.smallest > 0 for test in claim.tests)
     assert sum(claim.primary for claim in found) == 1
 
