@@ -3,7 +3,7 @@
 Yalniz et al. 2019 (arXiv 1905.00546).  `claims(preset)` gives those that a preset is asked about.
 A claim is registered by the commit that adds it here, which comes before its runs: which arms are
 compared, on which seeds, what counts as an effect and what the verdict then is (the docstrings of
-report/statistics.py) can be judged without a look at any result.  Settings are chosen on validation
+trials/statistics.py) can be judged without a look at any result.  Settings are chosen on validation
 images alone, test accuracies are compared.
 
 Every number is percent top-1, every difference points.  The figures of the paper are those of its
@@ -15,9 +15,9 @@ import json
 from dataclasses import dataclass, fields, is_dataclass, replace
 
 from presets import PRESETS, Preset
-from report.statistics import Difference, LargerGain, NoGain, Peak, Same, Test, Trend
 from trials.arms import Arm
 from trials.sizes import ALL, Compute, Images, Share, Sizes, Times, tagged_images
+from trials.statistics import Difference, LargerGain, NoGain, Peak, Same, Test, Trend
 
 TUNING = 3  # seeds that candidates are chosen on
 
@@ -28,7 +28,7 @@ class Plot:
 
     paper: {series: ((x, y), ...)};  ours: {series: ((x, arm), ...)};  x is what its row is called;
     of a tuple of arms the one that validation chose
-    zero: the arm that the others are drawn above or below, see report.study_figures.figure_rows
+    zero: the arm that the others are drawn above or below, see trials.figures.figure_rows
     """
 
     paper: dict

@@ -49,13 +49,13 @@ if __name__ == "__main__":
     parse(None)  # --help and wrong flags, before torch is imported
 
 from claims import TUNING, base, claims
-from report.statistics import Table
-from report.study_page import print_verdicts, write_page
 from stages.device import faster_precision, set_up_device
 from trials.arms import Planner
 from trials.cluster import ClusterPlace
+from trials.page import print_verdicts, write_page
 from trials.progress import Line, Rates, Stop, time_words
 from trials.rows import accuracies, read_rows, row_of, write_rows
+from trials.statistics import Table
 from trials.work import Place, Work, cores
 
 ROOT = Path(__file__).parent

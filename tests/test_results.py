@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import claims
-from report.statistics import Contrast, holm
-from report.study_page import judge, parts, write_page
 from trials.arms import Planner
+from trials.page import judge, parts, write_page
 from trials.rows import accuracies, read_rows
+from trials.statistics import Contrast, holm
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"

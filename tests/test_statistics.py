@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from report.statistics import (
+from trials.statistics import (
     Contrast,
     Difference,
     LargerGain,

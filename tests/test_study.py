@@ -18,7 +18,6 @@ import claims
 import study
 from data import load_labelled
 from presets import PRESETS
-from report.statistics import Table
 from trials import runs as runs_module
 from trials import sizes as sizes_module
 from trials import work as work_module
@@ -27,6 +26,7 @@ from trials.progress import Rates, Stop
 from trials.rows import COLUMNS, chain, read_rows, row_of, write_rows
 from trials.runs import Run
 from trials.sizes import ALL, LABELLED, Compute, Images, Share, Times, multiply_adds
+from trials.statistics import Table
 from trials.work import Place, Work, take_lock
 
 ROOT = Path(__file__).parents[1]
@@ -501,7 +501,7 @@ sys.path.insert(0, {root!r})
 import study
 from claims import BEFORE, PIPELINE, Claim, Plot, labels_alone
 from presets import PRESETS, replace
-from report.statistics import Difference
+from trials.statistics import Difference
 
 def two(name):
     alone, faster = labels_alone("pipeline", 0.5), labels_alone("pipeline", 0.25)

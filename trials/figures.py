@@ -35,7 +35,7 @@ def save_svg(figure, path):
 
 
 def figure_rows(claim, table, outcomes):
-    """claim: claims.Claim;  table: report.statistics.Table;  outcomes: of its tests;  -> [Row]
+    """claim: claims.Claim;  table: trials.statistics.Table;  outcomes: of its tests;  -> [Row]
 
     At zero is the arm that the plot names.  Otherwise it is the labels alone at the same x, or
     where no x has them, what the claim's first test compares with.

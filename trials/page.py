@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from data import write_text
-from trials.rows import accuracies, chain
 
+from .figures import claim_figure, save_svg
+from .rows import accuracies, chain
 from .statistics import Table, holm
-from .study_figures import claim_figure, save_svg
 
 
 def write_page(folder, preset, claims, rows, tuning):
     """Write FOLDER/verdicts.md and FOLDER/figures/<claim>.svg; -> [Judged], one a claim.
 
     preset: of the command;  claims: claims.Claim, all of the preset, since Holm's correction is
-    over them;  rows: see report/rows.py;  tuning: the number of seeds that candidates are chosen on
+    over them;  rows: see trials/rows.py;  tuning: the number of seeds that candidates are chosen on
     """
     figures = Path(folder) / "figures"
     figures.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ _INTRODUCTION = """\
 Made by `study.py --report` from `runs.csv` and `claims.py`.  Accuracies are percent top-1 on test
 images, last weights; choices were made on validation images.  Differences are paired by seed:
 points, mean, 95 % t interval.  *p* is that of the hypothesis that a confirmation rejects (the
-docstring of `report/statistics.py`), *Holm* the same after Holm's correction over all parts of this
+docstring of `trials/statistics.py`), *Holm* the same after Holm's correction over all parts of this
 page but those of the primary claim, *flip* the exact two-sided sign-flip p.  The primary claims of
 the presets `study` and `cifar10` were named after their runs.  *Labels right* is the share of all
 rows of the last selection whose label is the image's; an image of no class counts as wrong."""
