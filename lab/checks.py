@@ -165,7 +165,7 @@ def _hint_for_class(label, answer, right, everyone, p, k):
 
 def ranking_cases():
     """Yields (what is special, scores, p, k); no more scores than one can read, 4 x 3."""
-    plain = [[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1], [0.3, 0.6, 0.1]]
+    plain = [[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7]]
     yield "P = 1 and K = 1", plain, 1, 1
     yield "P = 1 and K = 3, where some classes have too few candidates", plain, 1, 3
     yield "P = 2 and K = 2", plain, 2, 2

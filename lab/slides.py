@@ -16,7 +16,8 @@ from stages import flags
 
 STEPS = """\
 1   A teacher learns from a few images with labels.
-2   It labels many images that have none; each class keeps the K that it is surest of.
+2   It labels many images that have none.
+    Each class keeps the K images that it is surest of.
 3   A student learns from these alone.
 4   The student learns from the few true labels."""
 RULES = """\
@@ -28,7 +29,8 @@ image   class 0   class 1   class 2
   4      0.40      0.35      0.25
   5      0.50      0.10      0.40
 
-An image is a candidate for its P best classes.  A class keeps its K = 2 best candidates."""
+An image is a candidate for its P best classes.
+A class keeps its K = 2 best candidates."""
 PAGES = (  # the picture, or a text; the title; what to ask
     (STEPS, "A student that is better than its teacher", "How can that be?"),
     (
