@@ -221,6 +221,28 @@ def test_the_terminal_asks_for_a_guess_where_somebody_sits(monkeypatch, capsys):
     assert asked and capsys.readouterr().out == "\nPredict before you run. How many?\n"
 
 
+def test_the_first_cell_fetches_the_project_where_there_is_none(tmp_path):
+    """With a small project in a repository of its own in place of the address."""
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "lab").mkdir(parents=True)
+    here.mkdir()
+    (there / "lab" / "checks.py").write_text("found = 'the project'\n", encoding="utf-8")
+    (there / "requirements.txt").write_text("", encoding="utf-8")
+    git = ["git", "-C", str(there), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
+        subprocess.run([*git, *words], check=True)
+    cell = code(book(True), task=False)[0]
+    cell = re.sub(r"^ADDRESS = .*$", f"ADDRESS = {there.as_uri()!r}", cell, flags=re.MULTILINE)
+    look = f"{cell}\nfrom lab import checks\nprint(checks.found)\n"
+    for _ in range(2):  # a second time it is there
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", look], cwd=here, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (0, "the project\n"), done.stderr
+        look = look.replace(repr(there.as_uri()), "'nowhere'")
+        here = here / "project"
+
+
 # --- a class ------------------------------------------------------------------------------------
 
 
