@@ -31,8 +31,8 @@ def main(argv=None):
     if not MINE.exists():
         MINE.write_text(build.answers(source), encoding="utf-8")
         print(f"{MINE} is yours: your seat number and your answers go there")
+    print("torch is imported, which takes some seconds", flush=True)
     mine = runpy.run_path(str(MINE))
-    print("Python starts, which takes some seconds")
     space, names = {}, {line: name for name, line in build.tasks(source).items()}
     for exercise, text, tag, content in build.cells(source):
         if exercise not in (-1, number) or tag in ("notebook", "answer", "sheet"):
