@@ -46,9 +46,8 @@ if __name__ == "__main__":
     signals.from_the_start()
     parse(None)  # --help and wrong flags, before torch is imported
 
-from data.whole_file import write_json, write_text
+from files import sha256_of_file, write_json, write_text
 from models import formats
-from models.download import sha256_of_file
 from models.hub import licence_of
 from models.needed import needed
 from models.weights import rebuild

@@ -58,7 +58,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from data.augment import Normalise
 from data.decode import Unreadable, decode, fit_square, read_file
-from data.files import list_folder
+from data.listing import list_folder
 from engine import predict
 from models import hub, weights
 from models.networks import build_model

@@ -39,7 +39,7 @@ import main as training_program
 import make_sample_data
 import student_train
 from benchmarks.faults import call, contents
-from data import write_json
+from files import write_json
 from stages import flags
 from stages.config import versions
 
@@ -57,7 +57,7 @@ PROGRAMS = {"main.py": training_program, "make_sample_data.py": make_sample_data
             "student_train.py": student_train}  # fmt: skip
 PHASES = {  # phase -> the steps it is tried in, the function that begins it
     "imports": ("teacher", "/torch/__init__.py:<module>"),
-    "listing": ("samples", "/data/files.py:_walk"),
+    "listing": ("samples", "/data/listing.py:_walk"),
     "decoding": ("teacher samples", "/data/workers.py:decode_all"),
     "leak guard": ("samples", "/data/duplicates.py:find"),
     "training": ("teacher", "/engine.py:learning_rate"),

@@ -14,7 +14,7 @@ import torch
 
 import engine
 import predict
-from data import Unreadable
+from data.decode import Unreadable
 from ranking import select as selection_of
 
 from . import kit

@@ -15,7 +15,12 @@ from sklearn.datasets import load_sample_images
 from sklearn.metrics import confusion_matrix
 
 import engine
-from data import Augment, Images, LabelledImages, Normalise, fit_square, reopen_pool, selection
+from data import selection
+from data.augment import Augment, Normalise
+from data.decode import fit_square
+from data.images import Images
+from data.labelled import LabelledImages
+from data.pool import reopen_pool
 from models import build_model
 from presets import PRESETS, override
 from report import figures

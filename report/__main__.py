@@ -22,10 +22,12 @@ def parse(argv):
     parser.prog = "-m report"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     add = parser.add_argument
-    add("--output", type=Path, metavar="FILE",
+    add("--output", type=flags.path, metavar="FILE",
         help="default report.html in RUN, of several in the folder that they share")  # fmt: skip
-    add("--data-dir", type=Path, metavar="DIR",
+    add("--data-dir", type=flags.path, metavar="DIR",
         help="where data sets are (default: where they were)")  # fmt: skip
+    add("--cache-dir", type=flags.path, metavar="DIR", help="where decoded images are (the same)")
+    add("--unlabeled", nargs="+", metavar="SPEC", help="the pools of step 2 (the same)")
     return parser.parse_args(argv)
 
 
@@ -33,7 +35,7 @@ if __name__ == "__main__":
     parse(None)  # --help and wrong flags, before torch is imported
     print("reading the runs", file=sys.stderr, flush=True)
 
-from data import write_text
+from files import write_text
 from report import page
 from stages.folder import state_of
 from stages.program import program
@@ -44,7 +46,8 @@ from stages.whole_run import command_of, is_rival, read_run, rival_folder
 def main(argv=None):
     args = parse(argv)
     folders = dict(zip(page.short_names(args.runs), args.runs, strict=True))
-    runs = {name: read_run(folder, args.data_dir) for name, folder in folders.items()}
+    places = args.data_dir, args.cache_dir, args.unlabeled
+    runs = {name: read_run(folder, *places) for name, folder in folders.items()}
     pages = {name: run.folder / "report.html" for name, run in runs.items()}
     output = args.output or shared_folder(args.runs) / "report.html"
     if len(runs) == 1:
@@ -52,17 +55,17 @@ def main(argv=None):
     elif output in pages.values():
         raise ValueError(f"{output} is the page of one run; give --output another name")
     for name, run in runs.items():
-        _write(pages[name], page.render, run, rival_beside(run, args.data_dir), command_of)
+        _write(pages[name], page.render, run, rival_beside(run, places), command_of)
     if len(runs) > 1:
         here = output.resolve().parent
         links = {n: quote(os.path.relpath(path.resolve(), here)) for n, path in pages.items()}
         _write(output, page.render_together, runs, links, is_rival)
 
 
-def rival_beside(run, data_dir):
+def rival_beside(run, places):
     """The rival of a run that lies beside its folder, None for none."""
     folder = rival_folder(run.folder)
-    found = read_run(folder, data_dir) if state_of(folder / "teacher") == "finished" else None
+    found = read_run(folder, *places) if state_of(folder / "teacher") == "finished" else None
     return found if found and is_rival(found, run) else None
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jinja2
 
-from data.files import called
+from data.labelled import called
 from models.hub import licence_of, name_in_zoo
 from models.needed import needed
 

@@ -13,6 +13,7 @@ import math
 import sys
 from pathlib import Path
 
+from files import sha256_of_file
 from presets import PRESETS, Training
 
 from .folder import PRODUCTS, STAGES
@@ -113,12 +114,6 @@ def check_stage(folder):
     for name in _expected(folder):
         if (folder / name).exists():
             check_file(folder / name)
-
-
-def sha256_of_file(path):
-    """As models.download.sha256_of_file, which comes with torch."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _expected(folder):

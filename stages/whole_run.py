@@ -14,10 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import LabelledImages, Pool, reopen_pool, selection
+from data import selection
+from data.labelled import LabelledImages
+from data.pool import Pool, reopen_pool
 from presets import PRESETS
 
-from .dataset import load_dataset
+from .dataset import cache_of, load_dataset
 from .finished import read_stage
 from .folder import STAGES, state_of
 from .inherit import INHERITED, inherit
@@ -56,22 +58,24 @@ class WholeRun:
     skipped_at: np.ndarray | None = None  # their positions in the pool
 
 
-def read_run(folder, data_dir=None):
+def read_run(folder, data_dir=None, cache_dir=None, unlabeled=None):
     """-> WholeRun
 
-    data_dir: where the data are now, None for where they were
+    data_dir, cache_dir, unlabeled: where the data are now, None for where they were
     Raises FileNotFoundError where no stage has finished, ValueError for a damaged file, and the
     errors of `load_dataset` and `reopen_pool`.
     """
     stages = finished_stages(folder)
     first = next(iter(stages.values())).config
-    settings = inherit({**dict.fromkeys(INHERITED), "data_dir": data_dir}, first)
+    flags = dict.fromkeys(INHERITED) | {"data_dir": data_dir, "cache_dir": cache_dir}
+    settings = inherit(flags, first)
     labelled, split = load_dataset(settings, first)
     missing = {stage: state_of(folder / stage) for stage in STAGES if stage not in stages}
     run = WholeRun(folder, stages, missing, labelled.classes, labelled.test)
     for name, stage in stages.items():
         if name == "samples":
-            _read_selection(run, stage, settings["data_dir"], labelled, split)
+            places = settings["data_dir"], labelled, split, cache_of(settings), unlabeled
+            _read_selection(run, stage, labelled, places)
             continue
         processed = stage.result["images_processed"]
         run.curves[name] = checked(
@@ -145,12 +149,13 @@ def _read_answers(path, labelled):
     return Answers(top1.astype(np.int64), probability, top1 == truth)
 
 
-def _read_selection(run, stage, data_dir, labelled, split):
-    run.pool = pool = reopen_pool(stage.config, data_dir, labelled, split)
+def _read_selection(run, stage, labelled, places):
+    run.pool = pool = reopen_pool(stage.config, *places)
 
     def rows(path):
         names, label, score, rank = selection.read_selection(path, len(labelled.classes))
         position = pool.positions(names)
+        pool.check_pixels(position, stage.result.get("selected_pixels"))
         return position, label, score, rank, pool.truth_of(position)
 
     run.rows = checked(stage.product, rows)
@@ -173,6 +178,7 @@ def _read_best_scores(path):
 def _read_skipped(path, pool):
     with open(path, newline="", encoding="utf-8") as file:
         rows = [(name, reason) for name, reason in csv.reader(file)][1:]
+    rows = [row for row in rows if not row[1].startswith("not used")]  # no entries of the pool
     return rows, pool.positions([name for name, _ in rows])
 
 

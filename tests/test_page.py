@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import SHORT, SMALL, run_step
 
-from data import load_labelled
+from data.labelled import load_labelled
 from report import page as page_of_runs
 from report.__main__ import main
 from report.mcnemar import paired_difference

@@ -18,9 +18,9 @@ from sklearn.datasets import load_sample_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import predict
-from data import decode, fit_square
+from data.decode import decode, fit_square
+from files import sha256_of_file
 from models import hub
-from models.download import sha256_of_file
 from models.networks import build_model
 from report import predictions
 from report.tables import printable

@@ -17,7 +17,9 @@ from conftest import words_of
 import export
 import main
 import predict
-from data import cache, load_labelled, write_json
+from data import cache
+from data.labelled import load_labelled
+from files import write_json
 from stages import flags, records, signals, training
 
 STAGES = ("teacher", "samples", "student", "finetuned")
@@ -348,7 +350,7 @@ def test_a_payload_leaves_no_trace_wherever_a_file_is_read(
     assert step("samples", run_copy, *stage_flags["samples"], "--resume") == 0
     (run_copy / "teacher" / "result.json").unlink()
     hostile(kind, run_copy / "teacher" / "resume.pt", trace)
-    own = (*stage_flags["teacher"], "--data-dir", data)
+    own = (*stage_flags["teacher"], "--data-dir", data, "--cache-dir", data / "cache")
     assert step("teacher", run_copy, *own, "--resume") == 2
     assert cached and payloads != [path.read_bytes() for path in cached]  # read, and built again
     assert not trace.exists()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jinja2
 
-from data import called
+from data.labelled import called
 from report.tables import TRAININGS
 
 from . import conclusion, selected, steps, tested

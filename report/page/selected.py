@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data import NO_CLASS, UNKNOWN
+from data.sources import NO_CLASS, UNKNOWN
 from report import diagnostics, figures
 from report.diagnostics import SelectedRows, count_by_class, count_labels, rank_bin, verdicts
 
