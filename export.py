@@ -43,10 +43,9 @@ from models.weights import rebuild
 from report.model_card import TITLES, hub_head, model_card
 from report.tables import print_table
 from stages import checkpoint
-from stages.finished import read_stage
-from stages.folder import state_of
+from stages.folder import read_record, state_of
+from stages.lifetime import read_stage
 from stages.program import program, working
-from stages.records import read_record
 
 
 @program

@@ -40,7 +40,7 @@ import predict
 import student_train
 from data import write_json
 from stages import flags, scoring, signals, training
-from stages.config import versions
+from stages.prepare import versions
 
 SMALL = ["--preset", "demo", "--input-size", "8"]
 SHORT = ["--epochs", "3", "--passes", "1"]

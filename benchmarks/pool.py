@@ -40,9 +40,9 @@ from data import Normalise, open_pool, write_json
 from models import MODELS, build_model
 from ranking import Selector
 from stages import checkpoint, flags, scoring
-from stages.config import versions
 from stages.device import set_up_device, settle_compute
 from stages.lifetime import OpenStage
+from stages.prepare import versions
 
 P, K, CLASSES = 10, 1000, 100
 MEAN, STD = [0.5] * 3, [0.25] * 3

@@ -28,7 +28,7 @@ from benchmarks.faults import STEPS, quick, step
 from data import selection, write_json
 from models.weights import load, rebuild
 from stages import flags
-from stages.records import read_record
+from stages.folder import read_record
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),

@@ -41,7 +41,7 @@ import student_train
 from benchmarks.faults import call, contents
 from data import write_json
 from stages import flags
-from stages.config import versions
+from stages.prepare import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("line", "end", "load", "lines", "code", "same")

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 
 from .labelled import LabelledImages, LabelledSet
+from .splits import Split
 
 SHARE = 20  # one image in 20 is for validation, another one for the test
 
 
 def tagged(pool, seed):
-    """-> data.LabelledSet whose classes are the folders of a pool; LabelledImages for validation
+    """-> data.LabelledSet whose classes are the folders of a pool; its data.Split
 
     What the pool skips, and what lies in no folder, is left out.  Validation and test images are
     drawn at random, so that a folder of few images is no error.
@@ -40,9 +41,10 @@ def tagged(pool, seed):
         sums,
     )
     order, part = np.random.default_rng(seed).permutation(len(whole)), len(whole) // SHARE
-    parts = (torch.from_numpy(np.sort(p)) for p in np.split(order, [part, 2 * part]))
-    val, test, train = map(whole.subset, parts)
+    val, test, train = (torch.from_numpy(np.sort(p)) for p in np.split(order, [part, 2 * part]))
     pixels = hashlib.sha256(labels.astype(np.int64).tobytes() + sums.tobytes()).hexdigest()
     inputs = {"kind": "tags", **{source.name: source.inputs for source in pool.sources}}
     name = f"tags of {', '.join(source.name for source in pool.sources)}"
-    return LabelledSet(name, tuple(classes.tolist()), train, test, inputs | {"pixels": pixels}), val
+    inputs |= {"pixels": pixels}
+    found = LabelledSet(name, tuple(classes.tolist()), whole, whole.subset(test), inputs)
+    return found, Split(train, val, heldout=train[:0])

@@ -54,8 +54,8 @@ from data import Normalise, fit_square, open_pool, selection
 from lab import checks
 from report import figures
 from stages import checkpoint
-from stages.dataset import load_dataset
-from stages.records import read_record
+from stages.folder import read_record
+from stages.prepare import load_dataset
 
 SEED = 2  # the start of all random numbers; take your seat number, to have one of your own
 RUN = Path(os.environ.get("LAB_RUN", "runs/class")) / f"seed-{SEED}"

@@ -14,14 +14,13 @@ import torch
 from tqdm import tqdm
 
 import distributed
-from data import Normalise, Pool, selection
+from data import LeakGuard, Normalise, Pool, selection
 from engine import predict
 from ranking import Selector
 
-from . import checkpoint, signals
+from . import checkpoint, program
 from .device import Compute
-from .lifetime import OpenStage
-from .program import Failure
+from .lifetime import OpenStage, identity
 
 SAVE_SECONDS = 60
 _AHEAD = 64  # chunks whose scores wait on the device: fetching each would hold up a GPU
@@ -32,10 +31,11 @@ class ScoringJob:
     """Step 2 with everything settled, before its folder is touched."""
 
     stage: OpenStage
-    config: dict  # config.json, see config.config_of
+    config: dict  # config.json, see prepare.config_of
     compute: Compute
     teacher: checkpoint.Checkpoint
     pool: Pool
+    guard: LeakGuard | None = None  # finds the pool's copies of labelled images
 
 
 @dataclass
@@ -60,8 +60,12 @@ class Walk:
         if job.stage.saved and self.path.exists():
             with checkpoint.resuming(self.path):
                 state = checkpoint.load(self.path)
+                if state.pop("stage") != identity(job.config):
+                    raise ValueError("it was saved by another stage")
                 self.spent, checksum = float(state.pop("seconds")), state.pop("scores", None)
                 self.selector.load_state_dict(state)
+                if not self.first <= self.selector.position <= self.last:
+                    raise ValueError("its position is not in this process's part of the pool")
         self.scores, self.waiting = None, []
         if job.config["save_scores"]:
             path = job.stage.folder / _score_file(self.number)
@@ -99,7 +103,9 @@ class Walk:
 
     def save(self):
         self._write_scores()
+        self.job.stage.check_ours()
         state = {**self.selector.state_dict(), "seconds": self.seconds}
+        state["stage"] = identity(self.job.config)
         if self.scores:
             self.scores.flush()
             state["scores"] = self.scores.checksum
@@ -129,12 +135,12 @@ def run(walk):
     for start, logits in chunks:
         walk.add(start, logits)
         bar.update(len(logits))
-        signum = signals.interruption()  # asked once: a signal after this is the next chunk's
+        signum = program.interruption()  # asked once: a signal after this is the next chunk's
         if signum or time.monotonic() - last_save > SAVE_SECONDS:
             walk.save()
             last_save = time.monotonic()
         if signum:
-            signals.stop(bar, job.stage.folder, signum)
+            program.stop(bar, job.stage.folder, signum)
     walk.save()
     bar.close()
     seconds = distributed.largest(walk.seconds)  # all have saved by then
@@ -149,7 +155,7 @@ def _gather(job, selector, seconds):
         other.load_state_dict(checkpoint.load(path))
         _, end = distributed.share(len(job.pool), job.config["batch_size"], number)
         if other.position != end:
-            raise Failure(
+            raise program.Failure(
                 f"{path} ends at image {other.position}, not {end}; score again with --overwrite"
             )
         selector.merge(other)

@@ -15,13 +15,11 @@ from engine import predict
 from presets import PRESETS
 
 from . import checkpoint
-from .dataset import load_dataset
-from .evaluation import EVALUATED
-from .finished import read_stage
 from .folder import STAGES, state_of
 from .inherit import INHERITED, inherit
-
-_TRAININGS = {"teacher": "teacher", "student": "student", "finetuned": "finetune"}  # in a Preset
+from .lifetime import read_stage
+from .prepare import TRAININGS, load_dataset
+from .training import EVALUATED
 
 
 @dataclass
@@ -108,14 +106,14 @@ def command_of(folder, config):
     if stage == "teacher":  # the later steps take these from the first
         usual = {name: getattr(preset, name) for name in INHERITED if hasattr(preset, name)}
         usual |= {"seed": 0, "data_dir": "datasets", "weights": None}
-        usual |= {"weak_pretrain": None, "linear": False}
+        usual |= {"linear": False}
     elif stage == "samples":
         usual = {"unlabeled": list(preset.unlabeled), "p": preset.p, "k": preset.k}
         usual |= {"min_score": 0.0, "strategy": "ranked", "keep_duplicates": False}
     given = {name: config.get(name, value) for name, value in usual.items()}
     changed = {name: value for name, value in given.items() if value != usual[name]}
-    if stage in _TRAININGS:
-        recipe = vars(getattr(preset, _TRAININGS[stage]))
+    if stage in TRAININGS:
+        recipe = vars(getattr(preset, TRAININGS[stage]))
         given = config["training"].items()
         changed |= {name: value for name, value in given if recipe[name] != value}
     for name, value in changed.items():

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .lock import fcntl, take_lock
+from .folder import fcntl, take_lock
 
 POLL_SECONDS = 0.1
 

@@ -159,11 +159,6 @@ def test_help_and_typos_are_answered_before_torch_is_imported(script):
     assert wrong.stderr.count("\n") == 1
 
 
-def test_a_finished_stage_says_so_before_torch_is_imported(digits_run):
-    done = answer("main.py --preset demo --resume", "--run-dir", str(digits_run))
-    assert done.returncode == 0 and "finished already" in done.stdout, done.stderr
-
-
 # --- the preset for a GPU on a CPU --------------------------------------------------------------
 
 

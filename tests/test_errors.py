@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 import main
-from stages.signals import Interrupted
+from stages.program import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -278,7 +278,7 @@ def test_resume_refuses_data_that_changed_after_the_stage_began(
     shutil.copytree(folder_data, data, ignore=shutil.ignore_patterns("cache"))
     own = (*folder_flags, "--data-dir", data)
     with monkeypatch.context() as patch:
-        patch.setattr("stages.signals.interruption", lambda: 15)
+        patch.setattr("stages.program.interruption", lambda: 15)
         assert step("teacher", run, *own) == 143
     (data / "train" / "ant" / "3.png").unlink()
     error = refused("teacher", run, *own, "--resume")
@@ -480,7 +480,7 @@ def test_ctrl_c_before_the_work_begins_stops_at_once_and_changes_nothing(
     def interrupted(*arguments):
         raise Interrupted(2)
 
-    monkeypatch.setattr("stages.dataset.load_labelled", interrupted)
+    monkeypatch.setattr("stages.prepare.load_labelled", interrupted)
     assert step("teacher", tmp_path / "run", *folder_flags) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "run").exists()

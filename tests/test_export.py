@@ -17,7 +17,7 @@ import export
 from data import Normalise, write_json
 from engine import predict
 from stages import checkpoint
-from stages.records import hashes_of, read_record, sealed
+from stages.folder import hashes_of, read_record, sealed
 
 ROOT = str(Path(__file__).parents[1])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.lock import NAME, fcntl, only_writer, take_lock
+from stages.folder import LOCK, fcntl, only_writer, take_lock
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(fcntl is None, reason="no locks on this system")
 
 HOLD = """
 import pathlib, sys, time
-from stages.lock import take_lock
+from stages.folder import take_lock
 lock = take_lock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -28,7 +28,7 @@ time.sleep(60)
 @pytest.fixture
 def holder(tmp_path):
     """Another process that writes to tmp_path/run/teacher."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run/teacher" / NAME)]
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run/teacher" / LOCK)]
     pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=pipe, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -48,25 +48,14 @@ def test_a_second_writer_is_refused_and_told_of_the_first(
     assert names(refused("teacher", tmp_path / "run", *folder_flags, flags), holder)
 
 
-def test_a_second_writer_is_refused_before_torch_is_imported(holder, tmp_path):
-    block = "import sys; sys.modules['torch'] = None\n"  # to import it raises ImportError
-    run = f"import runpy; sys.argv = ['main.py', '--run-dir', {str(tmp_path / 'run')!r}]\n"
-    code = block + run + f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2 and names(done.stderr, holder), done.stderr
-
-
 @pytest.mark.usefixtures("quick")
 def test_the_lock_of_a_killed_process_blocks_nobody(holder, tmp_path, step, folder_flags):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     run = tmp_path / "run"
-    assert (run / "teacher" / NAME).exists()
+    assert (run / "teacher" / LOCK).exists()
     assert step("teacher", run, *folder_flags, "--epochs 1") == 0
-    assert not (run / "teacher" / NAME).exists()
+    assert not (run / "teacher" / LOCK).exists()
 
 
 def test_a_folder_that_nothing_was_written_to_is_not_left_behind(tmp_path):
@@ -81,7 +70,7 @@ def test_a_folder_that_nothing_was_written_to_is_not_left_behind(tmp_path):
 
 def test_a_lock_file_that_its_holder_removes_just_then_locks_nobody_in(tmp_path, monkeypatch):
     """Opened before its holder has removed it, locked after: the next one would make a new file."""
-    path, flock = tmp_path / NAME, fcntl.flock
+    path, flock = tmp_path / LOCK, fcntl.flock
 
     def late(*arguments):
         monkeypatch.undo()

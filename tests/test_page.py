@@ -12,8 +12,7 @@ import pytest
 
 from data import load_labelled
 from report.__main__ import main
-from stages.folder import STAGES
-from stages.records import read_record
+from stages.folder import STAGES, read_record
 from stages.whole_run import command_of, rival_of
 
 VOID = {"meta", "link", "img", "input", "br"}

@@ -13,10 +13,8 @@ import pytest
 import torch
 from conftest import assert_same_training, metrics_of, result_of, words_of
 
-import main
 from presets import Training
-from stages import checkpoint, signals, training
-from stages.flags import answer_early
+from stages import checkpoint, program, training
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("teacher", "samples", "student", "finetuned")
@@ -38,7 +36,7 @@ def stop_after(monkeypatch):
     def arm(looks):
         asked = count(1)
         answer = lambda: signal.SIGTERM if next(asked) >= looks else None  # noqa: E731
-        monkeypatch.setattr(signals, "interruption", answer)
+        monkeypatch.setattr(program, "interruption", answer)
 
     return arm
 
@@ -144,7 +142,6 @@ def test_a_selection_killed_in_the_middle_is_finished_by_resume(
 
 KILLED_TRAINING = """
 import os, signal, sys
-import main
 from stages import lifetime, training
 training.LOOK_SECONDS = training.SAVE_SECONDS = -1  # a save after every step
 epoch = lifetime.StageLog.epoch
@@ -385,15 +382,12 @@ def test_resume_of_a_finished_stage_says_so_and_keeps_it(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_resume_of_a_finished_stage_removes_what_a_kill_at_its_very_end_has_left(
-    run_copy, step, snapshot, stage_flags, stage, monkeypatch
+    run_copy, step, snapshot, stage_flags, stage
 ):
     before, folder = snapshot(run_copy), run_copy / stage
     for name in ("resume.pt", "resume-1.pt", "scores-0.bin", "model.pt.partial-rose-1", "lock"):
         (folder / name).write_bytes(b"left")
     (folder / "pictures.partial-rose-1").mkdir()  # an export's, which another program may write
-    monkeypatch.setattr("stages.flags.from_the_start", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["main.py", "--run-dir", str(run_copy), "--resume"])
-    answer_early(main.parse, lambda _: stage)  # leaves it to the step, which has the lock
     assert step(stage, run_copy, *stage_flags[stage], "--resume") == 0
     (folder / "pictures.partial-rose-1").rmdir()
     assert snapshot(run_copy) == before
@@ -434,7 +428,7 @@ def test_an_overwrite_cut_short_leaves_nothing_that_looks_finished(
 
     def last_breath(path, *arguments, **options):
         unlink(path, *arguments, **options)
-        raise signals.Interrupted(signal.SIGTERM)
+        raise program.Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(Path, "unlink", last_breath)
     assert step("teacher", run_copy, *stage_flags["teacher"], "--overwrite") == 143

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import assert_same_training
 
-from stages import evaluation
+from stages import training
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,7 @@ def test_a_program_that_imports_ends_in_one_line(tmp_path, signum, code):
 # (Signals that come before it is locked again are handled as a program does.)
 STUCK = """
 import ctypes
-from stages.signals import Interrupted, handled, saving_first, stopped
+from stages.program import Interrupted, handled, saving_first, stopped
 mutex, lock = ctypes.create_string_buffer(128), ctypes.CDLL(None).pthread_mutex_lock
 try:
     with handled(), saving_first():
@@ -70,7 +70,7 @@ def test_an_evaluation_is_cut_short_and_made_again_by_resume(
         raise AssertionError("it goes on")
         yield
 
-    monkeypatch.setattr(evaluation, "predict", interrupted)
+    monkeypatch.setattr(training, "predict", interrupted)
     assert step("teacher", tmp_path, *stage_flags["teacher"]) == 143
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "teacher/resume.pt").exists()
