@@ -44,8 +44,7 @@ def parse(argv):
         type=flags.number(int, 0, 99),
         default=0,
         metavar="N",
-        help="step 1: another "
-        "start on the same labels, its weights and order; several make an ensemble (default 0)",
+        help="step 1: another start on the same labels; several make an ensemble (default 0)",
     )
     rare(
         "--linear",

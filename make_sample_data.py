@@ -24,9 +24,8 @@ def parse(argv):
         type=flags.path,
         nargs="+",
         metavar="PATH",
-        help="model.pt or its stage "
-        "(default RUN/teacher); that of step 4 begins a second round; of several the mean of their "
-        "softmax",
+        help="model.pt or its stage (default RUN/teacher), that of step 4 for a second round; "
+        "several vote with the mean of their softmax",
     )
     add(
         "--unlabeled",

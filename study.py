@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from stages import flags
+from stages.program import begin
 
 
 def parse(argv):
@@ -46,17 +47,17 @@ def parse(argv):
 
 
 if __name__ == "__main__":
-    parse(None)  # --help and wrong flags, before torch is imported
+    begin(parse)  # --help and wrong flags, before torch is imported
 
 from claims import TUNING, base, claims
-from report.rows import accuracies, read_rows, row_of, write_rows
 from report.statistics import Table
 from report.study_page import print_verdicts, write_page
-from stages.arms import Planner
-from stages.cluster import ClusterPlace
 from stages.device import faster_precision, set_up_device
-from stages.progress import Line, Rates, Stop, time_words
-from stages.work import Place, Work, cores
+from trials.arms import Planner
+from trials.cluster import ClusterPlace
+from trials.progress import Line, Rates, Stop, time_words
+from trials.rows import accuracies, read_rows, row_of, write_rows
+from trials.work import Place, Work, cores
 
 ROOT = Path(__file__).parent
 

@@ -17,9 +17,9 @@ from .source import of_folder, of_labelled, of_listing
 def open_sources(specs, data_dir, input_size, labelled=None, split=None):
     """Open the sources in the order given, each under a name of its own; -> [Source]
 
-    specs: heldout or labelled (both need `labelled` and `split`), cifar10, tiny-imagenet, stl10, patches, the path
-        of a folder, or a path, a glob pattern or a range such as {000..009} of tar shards that
-        ends in .tar, .tar.gz or .tgz
+    specs: heldout or labelled (both need `labelled` and `split`), cifar10, tiny-imagenet, stl10,
+        patches, the path of a folder, or a path, a glob pattern or a range {000..009} of tar
+        shards that ends in .tar, .tar.gz or .tgz
     Several processes (see distributed.py) each decode a part of the blocks.
     Raises ValueError or FileNotFoundError for a source that cannot be used, ConnectionError for a
     download that fails, OSError where the cache cannot be written.

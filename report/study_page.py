@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from data import write_text
+from trials.rows import accuracies, chain, last_rows
 
-from .rows import accuracies, chain, last_rows
 from .statistics import Table, verdict_of
 from .study_figures import claim_figure, save_svg
 

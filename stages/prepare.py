@@ -25,7 +25,7 @@ from presets import PRESETS, override
 from topk import MAX_POSITION
 
 from . import checkpoint, flags
-from .device import device_name, multiply_adds, settle_compile, settle_compute
+from .device import device_name, faster_precision, multiply_adds, settle_compile, settle_compute
 from .folder import STAGES, check_file
 from .inherit import inherit, recipe_in_force
 from .lifetime import read_stage
@@ -37,11 +37,11 @@ from .training import TrainingJob, check_batches
 TRAININGS = {"teacher": "teacher", "student": "student", "finetuned": "finetune"}
 TAGS = "tags:"  # what --dataset says before the name of a pool
 SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
-# Presets for a GPU, those for a CPU with how long their four steps take on two cores, and how many
-# multiply-adds of a training one core does in a second (docs/performance.md).
+# Presets for a GPU; those for a CPU, with how long their four steps take on two cores; and the
+# multiply-adds of a training that a core does in a second, as ResNet-50 does them at 64 px.
 FOR_A_GPU = ("cifar100", "cifar100-paper")
 FOR_A_CPU = {"cifar10": "10 minutes", "lab": "20 minutes", "cifar100-cpu": "a night"}
-RATE = 2.5e10
+RATE = {"float32": 2.2e10, "bfloat16": 7e10}
 
 
 # --- trainings: steps 1, 3 and 4 ----------------------------------------------------------------
@@ -73,6 +73,12 @@ def prepare_training(given, stage, device, parent=None, examples=None, **own):
         images, labels = examples(labelled, parts, settings)
     recipe = recipe_in_force(usual, given, saved, len(labels))
     recipe.sizes(settings["input_size"])  # raises ValueError
+    if not saved and recipe.batch_size < (given["batch_size"] or usual.batch_size):
+        print(
+            f"batches of {recipe.batch_size}, all images that an epoch has; learning rate "
+            f"{recipe.learning_rate:g}",
+            flush=True,
+        )
 
     seed = seed_of(stage.name, settings["seed"], own.get("member", 0))
     torch.manual_seed(seed)
@@ -128,7 +134,8 @@ def ask_before_days(recipe, settings, parent, yes):
     steps, batch_size = count_steps(examples, recipe)
     with torch.device("meta"):
         cost = 3 * multiply_adds(build_model(recipe.model, 100), size)  # forward, twice backward
-    days = steps * batch_size * cost / (RATE * torch.get_num_threads()) / 86400
+    precision = faster_precision(torch.device("cpu"))
+    days = steps * batch_size * cost / (RATE[precision] * torch.get_num_threads()) / 86400
     others = [f"{name} ({time})" for name, time in FOR_A_CPU.items() if name in PRESETS]
     words = (
         f"no GPU is in use, and the preset {settings['preset']} is made for one: this step alone "

@@ -94,7 +94,8 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text):
-        text = printable(text) if self._number == 1 else text  # stderr has progress bars
+        if self._number == 1:  # stderr has progress bars, and `say`
+            text = text[: text.startswith("\r")] + printable(text.removeprefix("\r"))
         return self._try(lambda: self._stream.write(text))
 
     def flush(self):

@@ -128,8 +128,11 @@ def folder_run(tmp_path_factory, stage_flags):
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
+    return make_digits_run(tmp_path_factory.mktemp("digits"))
+
+
+def make_digits_run(base):
     """The four stages on the built-in digits: the demo preset, with fewer labels and pixels."""
-    base = tmp_path_factory.mktemp("digits")
     first = (f"--preset demo {SMALL} {SHORT}", "--data-dir", base / "data")
     later = {"samples": ["--k 5"], "student": [SHORT], "finetuned": [SHORT]}
     return _finished(base / "run", {"teacher": first, **later})

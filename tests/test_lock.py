@@ -1,6 +1,7 @@
 """One writer to a stage's folder at a time; a dead one is in nobody's way."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from stages import program, training
 from stages.folder import LOCK, fcntl, only_writer, take_lock
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.skipif(fcntl is None, reason="no locks on this system")
 
 HOLD = """
 import pathlib, sys, time
+from stages import program, training
 from stages.folder import take_lock
 lock = take_lock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
@@ -81,6 +84,49 @@ def test_a_lock_file_that_its_holder_removes_just_then_locks_nobody_in(tmp_path,
     lock = take_lock(path)
     assert take_lock(path) is None
     os.close(lock)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "pipe", "folder"])
+def test_what_is_no_lock_file_is_neither_followed_nor_overwritten(
+    tmp_path, refused, folder_flags, kind
+):
+    precious, path = tmp_path / "precious", tmp_path / "run/teacher" / LOCK
+    path.parent.mkdir(parents=True)
+    precious.write_text("keep me")
+    make = {
+        "link": lambda: path.symlink_to(precious),
+        "second name": lambda: os.link(precious, path),
+    }
+    make |= {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
+    make["dangling link"] = lambda: path.symlink_to(tmp_path / "nothing")
+    make[kind]()
+    error = refused("teacher", tmp_path / "run", *folder_flags)
+    assert f"{path} is no file that a step has made" in error
+    assert precious.read_text() == "keep me" and not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("stage", ["teacher", "samples"])
+def test_a_stage_whose_folder_was_removed_writes_nothing_more(
+    run_before, stage_flags, step, capsys, monkeypatch, stage, again
+):
+    """`rm -rf RUN` while the stage runs, and perhaps the same step once more."""
+    run = run_before(stage)
+    folder = run / stage
+
+    def removed():
+        shutil.rmtree(folder, ignore_errors=True)
+        if again:
+            folder.mkdir()
+            (folder / LOCK).write_text("somebody else's")
+
+    monkeypatch.setattr(training, "LOOK_SECONDS", -1)
+    monkeypatch.setattr(program, "interruption", removed)
+    assert step(stage, run, *stage_flags[stage]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{folder} was removed or replaced" in error
+    assert [path.name for path in run.glob(f"{stage}/*")] == ([LOCK] if again else [])
 
 
 def test_a_disk_without_locks_is_named_and_stops_nobody(tmp_path, monkeypatch, capsys):

@@ -15,12 +15,13 @@ SCRIPTS = {"main", "make_sample_data", "student_train", "predict", "export", "st
 SCRIPTS |= {"report.__main__"}
 # Every module and room of the house, and which others it may import.
 PLAN = {script: LIBRARY | {"stages", "report"} for script in SCRIPTS} | {
-    "study": {"claims", "stages", "report"},
-    "claims": {"presets", "stages", "report"},
+    "study": {"claims", "stages", "report", "trials"},
+    "claims": {"presets", "report", "trials"},
+    "trials": LIBRARY | {"stages"},
     "hubconf": {"models"},
     "lab": LIBRARY | SCRIPTS | {"stages", "report"},
     "stages": LIBRARY,
-    "report": LIBRARY,
+    "report": LIBRARY | {"trials"},
     "ranking": {"topk"},
     "topk": set(),
     "engine": {"distributed"},

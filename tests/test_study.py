@@ -18,24 +18,25 @@ import claims
 import study
 from data import load_labelled
 from presets import PRESETS
-from report.rows import COLUMNS, read_rows, row_of, write_rows
 from report.statistics import Table
-from stages import runs as runs_module
-from stages import work as work_module
-from stages.arms import Arm, Planner
-from stages.progress import Rates, Stop
-from stages.runs import Run, code_digest
-from stages.sizes import ALL, LABELLED, Compute, Images, Share, Times, multiply_adds
-from stages.work import Place, Work, take_lock
+from trials import runs as runs_module
+from trials import sizes as sizes_module
+from trials import work as work_module
+from trials.arms import Arm, Planner
+from trials.progress import Rates, Stop
+from trials.rows import COLUMNS, chain, read_rows, row_of, write_rows
+from trials.runs import Run
+from trials.sizes import ALL, LABELLED, Compute, Images, Share, Times, multiply_adds
+from trials.work import Place, Work, take_lock
 
 ROOT = Path(__file__).parents[1]
 NAMES = tuple(PRESETS)
 RIVAL = "labels alone, 1 x pipeline, rate x 2"
 
 
-def planner(name="demo", code="code"):
+def planner(name="demo"):
     arms = {arm.name: arm for claim in claims.claims(name) for arm in claim.arms}
-    return Planner(name, claims.base(name), arms, code)
+    return Planner(name, claims.base(name), arms)
 
 
 def flags(run):
@@ -146,7 +147,7 @@ def test_values_that_hang_on_the_preset():
         teacher={"labels_per_class": ALL, "epochs": Images(2), "learning_rate": Times(0.5)},
         samples={"unlabeled": ("tiny-imagenet", "cifar10"), "k": Share(0.2)},
     )
-    arms = Planner("lab", PRESETS["lab"], {"all": arm}, "code")
+    arms = Planner("lab", PRESETS["lab"], {"all": arm})
     teacher, samples, *_ = arms.run("all", 0).chain()
     assert flags(teacher)["--labels-per-class"] == "480"  # 500 less 20 for validation
     assert flags(teacher)["--learning-rate"] == "0.05"
@@ -212,7 +213,7 @@ def test_tags_are_part_of_the_compute():
     assert arms.run("semi-weak", 0).chain()[0].identity == weak.identity
     result = {"seconds": 20.5, "images_processed": teacher.images}
     result["weak_pretrain"] = {"seconds": 30, "images_processed": 4 * 90_000}
-    row = row_of(weak, result, {"versions": {}})
+    row = row_of(weak, result, CONFIG)
     assert (row["images"], row["seconds"]) == (str(weak.images), "50.5")
     assert row["multiply_adds"] == str(weak.multiply_adds)
 
@@ -231,7 +232,8 @@ def test_a_second_round_starts_from_the_first(capsys):
 
 # --- identities ---------------------------------------------------------------------------------
 
-RUN = Run("teacher", "demo", 0, (("--epochs", "3"),), {"teacher": {"epochs": 30}}, code="one")
+CONFIG = {"precision": "float32", "device_name": "a CPU", "versions": {"torch": "2.14"}}
+RUN = Run("teacher", "demo", 0, (("--epochs", "3"),), {"teacher": {"epochs": 30}})
 
 
 @pytest.mark.parametrize(
@@ -250,46 +252,46 @@ def test_settings_make_a_run(change):
     assert replace(RUN, **change).key != RUN.key
 
 
-def test_code_makes_another_run_of_the_same_setting():
-    child, newer = (replace(RUN, step="samples", parent=replace(RUN, code=c)) for c in "ab")
-    assert child.identity != newer.identity and child.key == newer.key
-    assert replace(RUN, images=5).identity == RUN.identity
+def test_numbers_make_another_run_of_the_same_setting(monkeypatch):
+    def child():
+        return replace(RUN, step="samples", parent=replace(RUN))
+
+    before = child()
+    identity = before.identity  # kept
+    monkeypatch.setattr(runs_module, "NUMBERS", runs_module.NUMBERS + 1)
+    assert child().key == before.key and child().identity != identity
 
 
-SOURCE = '''"""Docstring."""
-def double(x):
-    """Docstring."""
-    return 2 * x  # comment
-'''
+def test_a_young_field_at_its_default_changes_no_key():
+    older = replace(RUN, values={"teacher": {"epochs": 30, "resize": ""}})
+    newer = replace(RUN, values={"teacher": {"epochs": 30, "resize": "32:0.5"}})
+    assert older.key == RUN.key != newer.key
 
 
-@pytest.mark.parametrize(
-    "old, new, same",
-    [
-        ("# comment", "# another", True),
-        ('"""Docstring."""', '"""Other words."""', True),
-        ("2 * x", "(2\n * x)", True),
-        ("2 * x", "3 * x", False),
-        ("2 * x", "2 * None", False),
-        ("(x)", "(x=None)", False),
-    ],
-)
-def test_the_digest_of_the_code_is_that_of_what_it_does(tmp_path, old, new, same):
-    (tmp_path / "stages").mkdir()
-    (tmp_path / "engine.py").write_text(SOURCE)
-    (tmp_path / "stages/runs.py").write_text(SOURCE)
-    before = code_digest(tmp_path)
-    (tmp_path / "engine.py").write_text(SOURCE.replace(old, new))
-    assert (code_digest(tmp_path) == before) is same
-    (tmp_path / "engine.py").write_text(SOURCE)
-    (tmp_path / "stages/runs.py").write_text("print()")  # it starts the runs, and decides nothing
-    assert code_digest(tmp_path) == before
+def test_an_ensemble_has_several_parents():
+    run = planner("study").run("student of four ResNet-8", 0)
+    (samples,) = (one for one in run.chain() if one.step == "samples")
+    members = [dict(parent.flags).get("--member") for parent in samples.parents]
+    assert members == [None, "1", "2", "3"]
+    words = samples.words("here", ["a", "b", "c", "d"])
+    assert words[words.index("--teacher") + 1 :][:4] == ["a", "b", "c", "d"]
+    assert samples.multiply_adds == 4 * samples.images * multiply_adds("resnet8", 16, 100)
 
 
-def test_the_digest_covers_what_the_steps_import():
-    covered = {path for pattern in runs_module.CODE for path in ROOT.glob(pattern)}
-    assert {ROOT / "engine.py", ROOT / "main.py"} < covered
-    assert set((ROOT / "data").glob("*.py")) < covered
+def test_teacher_and_student_each_have_their_own_input_size():
+    chain = planner("study").run("student of Lite0 at 96 px", 0).chain()
+    sizes = {run.step: dict(run.flags).get("--input-size") for run in chain}
+    assert sizes == {"teacher": "96", "samples": None, "student": "16", "finetuned": None}
+    scored, trained = chain[1], chain[2]
+    assert scored.multiply_adds / scored.images == 70_641_632
+    assert trained.multiply_adds / trained.images == 3 * multiply_adds("resnet8", 16, 100)
+
+
+def test_multiply_adds_known_beforehand_are_those_counted(monkeypatch):
+    known = dict(sizes_module.KNOWN)
+    monkeypatch.setattr(sizes_module, "KNOWN", {})
+    for (model, pixels, classes), count in known.items():
+        assert multiply_adds.__wrapped__(model, pixels, classes) == count
 
 
 # --- locks --------------------------------------------------------------------------------------
@@ -297,7 +299,7 @@ def test_the_digest_covers_what_the_steps_import():
 HOLD = """
 import pathlib, subprocess, sys, time
 sys.path.insert(0, {root!r})
-from stages.work import take_lock
+from trials.work import take_lock
 lock = take_lock(pathlib.Path(sys.argv[1]))
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock,))
 print(child.pid, flush=True)
@@ -443,7 +445,7 @@ def test_a_run_that_another_study_is_at_is_waited_for(place):
 def test_a_cluster_runs_the_same(place):
     """On submitit's own pretended cluster: processes of this machine."""
     pytest.importorskip("submitit")
-    from stages.cluster import ClusterPlace
+    from trials.cluster import ClusterPlace
 
     cluster = ClusterPlace(place.root, place.runs, place.data, [None] * 4, cluster="local")
     wanted = chains(13, 2)
@@ -553,23 +555,41 @@ def run_killed(command, kills, seed):
     subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
 
 
-def test_a_row_stays_while_another_came_from_it(tmp_path):
-    """Newer code has run a teacher again; the old teacher's selection counts its images still."""
-    args = study.parse(
-        ["--preset", "demo", "--runs-dir", str(tmp_path), "--results", str(tmp_path)]
+def test_a_row_of_another_machine_is_not_replaced_one_of_other_numbers_is(tmp_path, monkeypatch):
+    words = ["--preset", "demo", "--runs-dir", str(tmp_path), "--results", str(tmp_path)]
+    now = study.Study(study.parse(words))
+    student = now.planner.run("pipeline before fine-tuning", 0)
+    result = {"seconds": 1.0, "pool_size": 9, "images_processed": 9}
+    here, there = (
+        [row_of(run, result, CONFIG | {"device_name": cpu}) for run in student.chain()]
+        for cpu in ("here", "there")
     )
-    now = study.Study(args)
-    samples = now.planner.run("pipeline before fine-tuning", 0).parent
-    old = replace(samples, parent=replace(samples.parent, code="old"), code="old")
-    result, config = {"seconds": 1.0, "pool_size": 9, "images_processed": 9}, {"versions": {}}
-    rows = [row_of(run, result, config) for run in (old.parent, old)]
-    write_rows(tmp_path / "runs.csv", rows)
-    assert {row["identity"] for row in now.rows()} == {row["identity"] for row in rows}
-    newer = row_of(samples.parent, result, config)
-    now.done[samples.parent.identity] = newer
+    write_rows(tmp_path / "runs.csv", there)
+    now.done = {run.identity: row for run, row in zip(student.chain(), here, strict=True)}
+    assert {row["cpu"] for row in now.rows()} == {"there"}
+    now.done[student.identity] = here[-1] | {"precision": "bfloat16"}
+    assert len(now.rows()) == 4  # each precision has its own
+
+    write_rows(tmp_path / "runs.csv", [row | {"identity": "other numbers"} for row in there])
+    now.done = {student.chain()[0].identity: here[0]}
     found = now.rows()
-    assert {row["identity"] for row in found} == {r["identity"] for r in (*rows, newer)}
-    assert [row["arms"] for row in found if row["identity"] == rows[0]["identity"]] == [""]
+    assert [row["cpu"] for row in found if row["step"] == "teacher"] == ["here"]
+    (last,) = (row for row in found if row["step"] == "student")
+    assert len(chain(found, last)) == 3  # its teacher's images still count
+
+
+def test_an_arm_whose_row_there_is_is_not_run_again(tmp_path):
+    words = ["--preset", "demo", "--runs-dir", str(tmp_path), "--results", str(tmp_path)]
+    now = study.Study(study.parse([*words, "--claims", "fine-tuning", "--seeds", "1"]))
+    result = {"seconds": 1.0, "pool_size": 9, "images_processed": 9}
+    result |= {"val_top1": 50.0, "test_top1": 50.0}
+    last = now.planner.run("pipeline", 0)
+    assert last.identity in now.plan()
+    row = row_of(last, result, CONFIG | {"precision": now.precision})
+    write_rows(tmp_path / "runs.csv", [row])
+    assert last.identity not in now.plan() and now.plan()  # the arm before fine-tuning is left
+    write_rows(tmp_path / "runs.csv", [row | {"precision": "another"}])
+    assert last.identity in now.plan()
 
 
 @pytest.mark.slow

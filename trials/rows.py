@@ -1,8 +1,8 @@
 """results/runs.csv: a row a run, from which every table and figure of the study is made.
 
 identity, key, parent   16 hexadecimal digits: the run's folder; the same for one setting whatever
-                        stages.runs.NUMBERS is; the identity of the run that it starts from (of
-                        an ensemble's members, several, with spaces between them)
+                        trials.runs.NUMBERS is; the key of the run that it starts from (an
+                        ensemble: several, with spaces between them)
 preset, step, seed      what was run
 arms                    the arms that end with this run, separated by "; "
 settings                the flags that differ from the preset
@@ -68,7 +68,7 @@ def write_rows(path, rows):
 def row_of(run, result, config):
     """The row of a finished run, but for its arms.
 
-    run: stages.runs.Run;  result, config: contents of its two files
+    run: trials.runs.Run;  result, config: contents of its two files
     """
     images = result.get("images_processed", result.get("pool_size"))
     tags = result.get("weak_pretrain") or {"images_processed": 0, "seconds": 0}  # of a teacher
@@ -76,7 +76,7 @@ def row_of(run, result, config):
     return {
         "identity": run.identity[:16],
         "key": run.key,
-        "parent": " ".join(parent.identity[:16] for parent in run.parents),
+        "parent": " ".join(parent.key for parent in run.parents),
         "preset": run.preset,
         "step": run.step,
         "seed": str(run.seed),
@@ -118,6 +118,7 @@ def accuracies(rows, preset):
 
 def chain(rows, row):
     """A row and those that it came from, the oldest first."""
-    by_identity = {other["identity"]: other for other in rows}
-    parents = [by_identity[name] for name in row["parent"].split() if name in by_identity]
+    by_key = {(other["key"], other["precision"]): other for other in rows}
+    wanted = [(key, row["precision"]) for key in row["parent"].split()]
+    parents = [by_key[each] for each in wanted if each in by_key]
     return [*(before for parent in parents for before in chain(rows, parent)), row]

@@ -59,7 +59,7 @@ class Sizes:
 
     @classmethod
     def of(cls, base, arm=None):
-        """base: presets.Preset;  arm: stages.arms.Arm, None for what the preset says"""
+        """base: presets.Preset;  arm: trials.arms.Arm, None for what the preset says"""
         classes, images, fewest = LABELLED[base.dataset]
         teacher, samples = (arm.teacher, arm.samples) if arm else ({}, {})
         labels = teacher.get("labels_per_class", base.labels_per_class)
