@@ -28,6 +28,7 @@ COMPILE = ("auto", "on", "off")
 
 HIDDEN = argparse.SUPPRESS  # as the help of a flag that --help-all leaves out, too
 CHUNK = 512  # images that step 2 scores at a time, see stages/scoring.py
+_OLD = "--dataset-mode CIFAR100, --load-pretrained True, --student-network True"
 # Fields of presets.Training that one changes first; --help has these, --help-all all.
 _FIRST = ("model", "epochs", "learning_rate", "batch_size")
 
@@ -39,12 +40,16 @@ class Parser(argparse.ArgumentParser):
     --help shows the flags that one uses first, --help-all also those added with `rare`.
     """
 
-    def __init__(self, description):
+    def __init__(self, description, epilog=None):
         super().__init__(
-            description=description, formatter_class=_Format, allow_abbrev=False, add_help=False
+            description=description,
+            epilog=epilog,
+            formatter_class=_Format,
+            allow_abbrev=False,
+            add_help=False,
         )
         self._rare = []
-        self.add_argument("--help", "-h", action=_Help, help="these flags; --help-all: all flags")
+        self.add_argument("--help", "-h", action=_Help, help="the flags that one uses first")
         self.add_argument("--help-all", action=_Help, help=argparse.SUPPRESS)
 
     def rare(self, add):
@@ -196,107 +201,70 @@ def _shown(value):
     return " + ".join(value) if isinstance(value, tuple) else "all" if value is None else str(value)
 
 
+_TEXTS = {
+    "preset": f"{', '.join(PRESETS)}: the named settings that the other flags change, see "
+    "presets.py (default cifar100, for a GPU)",
+    "run-dir": "where the stages are; a folder of its own for every experiment (default "
+    "runs/<preset>)",
+    "data-dir": "where data sets are, or go when they are downloaded (default datasets)",
+    "dataset": f"the labelled images: {', '.join(LABELLED_SETS)}, or tags:POOL; folder: your own, "
+    "DATA_DIR/train/<class>/*; tags: the names of a pool's folders, learnt with the preset's "
+    f"settings of step 3 {usual('dataset')}",
+    "seed": "of the whole chain: split, weights, order; several give error bars (default 0)",
+    "resume": "go on with an unfinished stage; a finished one stays",
+    "overwrite": "start the stage anew",
+    "input-size": "pixels a side that every image is resized to; half of it is four times as fast "
+    f"{usual('input_size')}",
+    "labels-per-class": "true labels that steps 1 and 4 see; the other training images are the "
+    "pool heldout: with fewer labels there is more to gain from it "
+    f"{usual('labels_per_class')}",
+    "val-per-class": "images a class cut from the training images, for all choices "
+    f"{usual('val_per_class')}",
+    "device": "auto: a GPU where there is one (default)",
+    "precision": "of the convolutions; auto: the faster one on this machine (default)",
+    "threads": "of the CPU; fewer beside other programs (default: as many as the network can use)",
+    "deterministic": "refuse kernels whose sums vary from run to run; for the same bits twice on "
+    "a GPU",
+    "compile": "the network that is trained, with torch.compile; auto: on a GPU, not with "
+    "--deterministic (default)",
+    "yes": "presets for a GPU on a CPU: train for days",
+}
+
+
 def stage_parser(description, *parts):
     """A parser with the common flags, and one for every field of presets.Training; without `parts`
     these have no effect, but for batch_size.
 
     parts: the trainings of a preset that the program is for: teacher, student, finetune
     """
-    parser = Parser(description)
-    text = "Brackets have the values of the presets"
-    text += ", those of step 1 / step 4 where they differ." if len(parts) > 1 else "."
-    add = parser.add_argument_group("common", text).add_argument
-    rare = parser.rare(add)
-    add(
-        "--preset",
-        choices=PRESETS,
-        metavar="NAME",
-        help=f"{', '.join(PRESETS)}: the named "
-        "settings that the other flags change, see presets.py (default cifar100, for a GPU)",
-    )
-    add(
-        "--run-dir",
-        type=path,
-        metavar="DIR",
-        help="where the stages are; a folder of its own for "
-        "every experiment (default runs/<preset>)",
-    )
-    add(
-        "--data-dir",
-        type=path,
-        metavar="DIR",
-        help="where data sets are, or go when they are downloaded (default datasets)",
-    )
-    add(
-        "--dataset",
-        "--dataset-mode",
-        type=labelled_set,
-        metavar="NAME",
-        help=f"the labelled images: {', '.join(LABELLED_SETS)}, or tags:POOL; folder: your own, "
-        "DATA_DIR/train/<class>/*; tags: the names of a pool's folders, learnt with the preset's "
-        f"settings of step 3 {usual('dataset')}",
-    )
-    add(
-        "--seed",
-        type=number(int, 0, 2**31),
-        help="of the whole chain: split, weights, order; several give error bars (default 0)",
-    )
-    add("--resume", action=Boolean, help="go on with an unfinished stage; a finished one stays")
-    add("--overwrite", action=Boolean, help="start the stage anew")
-    rare(
-        "--input-size",
-        type=number(int, 8, 1024),
-        metavar="N",
-        help="pixels a side that every "
-        f"image is resized to; half of it is four times as fast {usual('input_size')}",
-    )
-    rare(
-        "--labels-per-class",
-        type=number(int, 1),
-        metavar="N",
-        help="true labels that steps 1 "
-        "and 4 see; the other training images are the pool heldout: with fewer labels there is "
-        f"more to gain from it {usual('labels_per_class')}",
-    )
-    rare(
-        "--val-per-class",
-        type=number(int, 1),
-        metavar="N",
-        help="images a class cut from the "
-        f"training images, for all choices {usual('val_per_class')}",
-    )
-    rare(
-        "--device",
-        choices=("auto", "cpu", "cuda", "mps"),
-        default="auto",
-        help="auto: a GPU where there is one (default)",
-    )
-    rare(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="of the convolutions; auto: the faster one on this machine (default)",
-    )
-    rare(
-        "--threads",
-        type=number(int, 1, 1024),
-        metavar="N",
-        help="of the CPU; fewer beside other programs (default: as many as the network can use)",
-    )
-    rare(
-        "--deterministic",
-        action=Boolean,
-        help="refuse kernels whose sums vary from run to run; for the same bits twice on a GPU",
-    )
+    parser = Parser(description, f"The predecessor's spellings work, too: {_OLD}.")
+    text = "--help-all shows all flags, with the values of the presets in brackets"
+    text += " (step 1 / step 4)." if len(parts) > 1 else "."
+    group = parser.add_argument_group("common", text).add_argument
+
+    def add(name, *more, add=group, **words):
+        add(f"--{name}", *more, help=_TEXTS[name], **words)
+
+    def rare(name, **words):
+        add(name, add=parser.rare(group), **words)
+
+    add("preset", choices=PRESETS, metavar="NAME")
+    add("run-dir", type=path, metavar="DIR")
+    add("data-dir", type=path, metavar="DIR")
+    add("dataset", "--dataset-mode", type=labelled_set, metavar="NAME")
+    add("seed", type=number(int, 0, 2**31), metavar="N")
+    add("resume", action=Boolean)
+    add("overwrite", action=Boolean)
+    rare("input-size", type=number(int, 8, 1024), metavar="N")
+    rare("labels-per-class", type=number(int, 1), metavar="N")
+    rare("val-per-class", type=number(int, 1), metavar="N")
+    rare("device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    rare("precision", choices=PRECISIONS, default="auto")
+    rare("threads", type=number(int, 1, 1024), metavar="N")
+    rare("deterministic", action=Boolean)
     if parts:
-        rare(
-            "--compile",
-            choices=COMPILE,
-            default="auto",
-            help="the network that is trained, with "
-            "torch.compile; auto: on a GPU, not with --deterministic (default)",
-        )
-        rare("--yes", action=Boolean, help="presets for a GPU on a CPU: train for days")
+        rare("compile", choices=COMPILE, default="auto")
+        rare("yes", action=Boolean)
     add = parser.add_argument_group("training" if parts else "scoring").add_argument
     for setting in dataclasses.fields(Training):
         name, first = setting.name, setting.name in _FIRST

@@ -220,7 +220,8 @@ class StageLog:
         self.logged = "".join(logged.splitlines(keepends=True)[:epochs_done])  # of metrics.jsonl
         if self.metrics.exists():  # with lines from after the last save, perhaps, or with damage
             write_text(self.metrics, self.logged)
-        self.board = open_board(self.folder, purge_step=images_done + 1 if stage.saved else None)
+        more = {"purge_step": images_done + 1} if stage.saved else {}
+        self.board = open_board(self.folder, **more)
         if stage.saved is None:
             self.board.settings(config)
 

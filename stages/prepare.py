@@ -132,8 +132,7 @@ def ask_before_days(recipe, settings, parent, yes):
     if parent and "selected" in parent.result:
         examples = parent.result["selected"]
     steps, batch_size = count_steps(examples, recipe)
-    with torch.device("meta"):
-        cost = 3 * multiply_adds(build_model(recipe.model, 100), size)  # forward, twice backward
+    cost = 3 * multiply_adds(build_model(recipe.model, 100), size)  # forward, and twice backward
     precision = faster_precision(torch.device("cpu"))
     days = steps * batch_size * cost / (RATE[precision] * torch.get_num_threads()) / 86400
     others = [f"{name} ({time})" for name, time in FOR_A_CPU.items() if name in PRESETS]

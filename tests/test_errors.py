@@ -13,6 +13,8 @@ import torch
 import torchvision
 
 import main
+from presets import Training
+from stages import training
 from stages.program import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -133,6 +135,23 @@ def test_an_unfinished_stage_is_no_input(run_before, refused, stage, parent):
 def test_an_unknown_model_gets_the_names_there_are(tmp_path, refused):
     error = refused("teacher", tmp_path / "run", "--preset demo --model resnet9000")
     assert "resnet9000" in error and "resnet50" in error and "resnet8" in error
+
+
+def test_a_batch_of_one_is_refused_where_there_is_batch_norm(tmp_path, folder_flags, refused):
+    error = refused("teacher", tmp_path / "run", *folder_flags, "--batch-size 1")
+    assert "--batch-size" in error and "batch norm" in error
+
+
+def test_a_batch_of_one_is_fine_without_batch_norm_or_where_it_is_not_trained():
+    network, recipe = torch.nn.Linear(2, 2), Training(batch_size=1)
+    training.check_batches(network, recipe, 5)
+    norm = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    with pytest.raises(ValueError, match="batch norm needs two"):
+        training.check_batches(norm, recipe, 5)
+    with pytest.raises(ValueError, match="batch norm needs two"):  # one image is all there is
+        training.check_batches(norm, Training(batch_size=8), 1)
+    norm.requires_grad_(False)  # --linear: it computes as in evaluation
+    training.check_batches(norm, recipe, 5)
 
 
 def test_more_labels_than_there_are_is_an_error(tmp_path, refused, folder_flags):

@@ -14,7 +14,8 @@ import torch
 from conftest import assert_same_training, metrics_of, result_of, words_of
 
 from presets import Training
-from stages import checkpoint, program, training
+from stages import checkpoint, prepare, program, training
+from stages.folder import read_record
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("teacher", "samples", "student", "finetuned")
@@ -279,6 +280,76 @@ def test_a_line_logged_after_the_last_save_is_not_logged_twice(
     stop_after(10**9)
     assert step("teacher", run, *stage_flags["teacher"], "--resume") == 0
     assert_same_training(run / "teacher", folder_run / "teacher")
+
+
+# --- only its own state --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(run_before, step, stage_flags, stop_after, every_step, tmp_path):
+    """stopped(stage, name, *flags) -> a run whose stage is stopped and saved."""
+
+    def begin(stage, name, *flags):
+        run = shutil.copytree(tmp_path / "run", tmp_path / name, dirs_exist_ok=True)
+        stop_after(1 if stage == "samples" else 3)
+        assert step(stage, run, *stage_flags[stage], *flags) == 143
+        stop_after(10**9)
+        return run
+
+    return begin
+
+
+@pytest.mark.parametrize("stage", ["teacher", "samples", "finetuned"])
+def test_the_state_of_another_stage_is_refused(run_before, stopped, refused, stage_flags, stage):
+    run_before(stage)
+    seed = ["--seed", "1"] if stage == "teacher" else []
+    run, other = stopped(stage, "one"), stopped(stage, "other", *seed)
+    shutil.copyfile(other / stage / "resume.pt", run / stage / "resume.pt")
+    error = refused(stage, run, *stage_flags[stage], "--resume")
+    assert f"{run / stage / 'resume.pt'} is not the state that this stage has saved" in error
+
+
+WRONG = [
+    {"epoch": "one"}, {"epoch": -1}, {"epoch": 10**9}, {"batch": 10**6}, {"step": 0},
+    {"images": None}, {"sums": 3}, {"optimizer": {}}, {"model": {}}, {"rate": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [*WRONG, "seconds", "log", "metrics", "fit", "stage"], ids=str)
+def test_a_state_with_wrong_fields_is_named(run_before, stopped, refused, stage_flags, field):
+    run_before("teacher")
+    run = stopped("teacher", "one")
+    path = run / "teacher/resume.pt"
+    state = torch.load(path, weights_only=True)
+    if isinstance(field, dict):
+        state["fit"] |= field
+    else:
+        state[field] = ["wrong"]
+    torch.save(state, path)
+    error = refused("teacher", run, *stage_flags["teacher"], "--resume")
+    assert f"{path} is not the state" in error and "--overwrite" in error
+
+
+@pytest.mark.parametrize("stage", ["teacher", "samples"])
+def test_what_has_changed_around_a_resumed_stage_is_said_and_recorded(
+    run_before, stopped, step, stage_flags, stage, monkeypatch, capsys
+):
+    run_before(stage)
+    now = prepare.versions()
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "versions", lambda: now | {"torch": "2.0", "project": "an older"})
+        patch.setattr(prepare, "device_name", lambda device: "another CPU, AVX2")
+        run = stopped(stage, "run")
+    capsys.readouterr()
+    assert step(stage, run, *stage_flags[stage], "--resume") == 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"torch is {now['torch']}, was 2.0" in error
+    assert "project is" in error and "was another CPU, AVX2" in error
+    config, result = (read_record(run / stage / name) for name in ("config.json", "result.json"))
+    assert config["versions"]["torch"] == "2.0"
+    assert config["resumed"] == result["resumed"]
+    (part,) = config["resumed"]
+    assert part["versions"] == now and part["device_name"] != config["device_name"]
 
 
 # --- real signals -------------------------------------------------------------------------------
