@@ -141,7 +141,7 @@ def read_record(path):
         raise _damaged(path, str(error) or type(error).__name__) from error
     if not isinstance(content, Record):
         raise _damaged(path, f"its content is {json.dumps(content)[:40]}")
-    if content["stage"] not in STAGES:
+    if content["stage"] not in list(STAGES):
         raise _damaged(path, f"its stage is {json.dumps(content['stage'])[:40]}")
     seal = content.pop("sha256", None)
     if seal is None and path.name == "result.json":

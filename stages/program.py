@@ -113,8 +113,8 @@ class Output:
 
 
 def printable(text):
-    """`text` with escapes for what would command a terminal."""
-    return _UNREADABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+    """`text` with escapes (JSON's) for what would command a terminal."""
+    return _UNREADABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def tell(text):

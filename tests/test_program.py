@@ -43,7 +43,7 @@ def test_what_the_output_cannot_show_is_an_escape(elsewhere, stream):
 
 def test_names_command_no_terminal():
     done = run(r"begin(lambda _: None); print('a\x1b[2J\rb\u202e\udcff', 'é'); print('\rbar')")
-    assert done.stdout.decode() == "a\\x1b[2J\\rb\\u202e\\udcff é\n\rbar\n"
+    assert done.stdout.decode() == "a\\u001b[2J\\u000db\\u202e\\udcff é\n\rbar\n"
 
 
 @pytest.mark.parametrize("shell", ["| head -1", "| true", ">&-", "2>&-", ">&- 2>&-", "> /dev/full"])

@@ -24,13 +24,14 @@ def start(*words, path=ROOT):
     return process
 
 
+@pytest.mark.parametrize("script", ["main.py", "study.py"])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_program_that_imports_ends_in_one_line(tmp_path, signum, code):
+def test_a_program_that_imports_ends_in_one_line(tmp_path, script, signum, code):
     (tmp_path / "torch.py").write_text("import time; print('here', flush=True); time.sleep(60)")
-    process = start(ROOT / "main.py", "--run-dir", tmp_path / "run", path=tmp_path)
+    process = start(ROOT / script, path=tmp_path)
     process.send_signal(signum)
     _, error = process.communicate(timeout=20)
-    assert (process.returncode, error) == (code, f"main.py: stopped by {signum.name}\n")
+    assert (process.returncode, error) == (code, f"{script}: stopped by {signum.name}\n")
 
 
 # A mutex that its holder locks again: no signal gets a thread out of that, nor Python's handler in.
