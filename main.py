@@ -24,7 +24,7 @@ def parse(argv):
     add = parser.add_argument_group("steps 1 and 4").add_argument
     add("--student-network", action=flags.Boolean, help="step 4: fine-tune the "
         "student of step 3 on the true labels")  # fmt: skip
-    add("--student", type=Path, metavar="PATH", help="step 4: the stage to start "
+    add("--student", type=flags.path, metavar="PATH", help="step 4: the stage to start "
         "from (default RUN/student)")  # fmt: skip
     add("--weights", metavar="PATH|NAME", help="step 1: start from a checkpoint, or from published "
         "weights (from DATA_DIR/weights/NAME.pth where that is): resnet50_swsl (CC-BY-NC 4.0), "
@@ -60,15 +60,17 @@ if __name__ == "__main__":
     flags.answer_early(parse, stage_name)
 
 import distributed
-from data import LeakGuard, open_pool, tagged
+from data.duplicates import LeakGuard
+from data.labelled import tagged
+from data.pool import open_pool
+from files import sha256_of_file
 from models import build_model, check_name
-from models.download import sha256_of_file
 from presets import PRESETS, override
 from report import tables
 from report.board import Board
 from stages import training
 from stages.config import config_of
-from stages.dataset import load_dataset, normalisation_of
+from stages.dataset import cache_of, load_dataset, normalisation_of
 from stages.device import set_up_device, settle_compile, settle_compute
 from stages.estimate import print_hours
 from stages.finished import read_stage
@@ -132,9 +134,9 @@ def prepare_weak(args, stage, device, earlier):
     check_name(recipe.model)
     ask_before_hours(args, stage, device, settings, recipe)
     labelled, split = load_dataset(settings, earlier)
-    data_dir, size = Path(settings["data_dir"]), settings["input_size"]
-    pool = open_pool([args.weak_pretrain], data_dir, size, labelled, split)
-    pool.find_duplicates(LeakGuard(labelled, split, data_dir / "cache" / "duplicates"))
+    data_dir, size = settings["data_dir"], settings["input_size"]
+    pool = open_pool([args.weak_pretrain], data_dir, size, labelled, split, cache_of(settings))
+    pool.find_duplicates(LeakGuard(labelled, split))
     tags, val = tagged(pool, settings["seed"])
     network = build_model(recipe.model, len(tags.classes))
     compute = settle_compute(

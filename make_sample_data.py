@@ -10,6 +10,7 @@ Writes   RUN/samples: config.json, selection.csv, scores.npz, skipped.csv, Tenso
          and, last, result.json
 """
 
+from itertools import chain
 from pathlib import Path
 
 from stages import flags
@@ -21,7 +22,7 @@ def parse(argv):
     parser = flags.stage_parser(__doc__)
     share = flags.number(float, 0, 1)
     add = parser.add_argument_group("step 2").add_argument
-    add("--teacher", type=Path, nargs="+", metavar="PATH", help="model.pt or its stage (default "
+    add("--teacher", type=flags.path, nargs="+", metavar="PATH", help="model.pt or its stage (default "
         "RUN/teacher), that of step 4 for a second round; several vote with the mean of their "
         "softmax")  # fmt: skip
     add("--unlabeled", nargs="+", metavar="SPEC", help="the pool: heldout, cifar10, "
@@ -41,7 +42,7 @@ def parse(argv):
         help="unreadable share of the pool that stops the run (default 0.01)")  # fmt: skip
     add("--keep-duplicates", action=flags.Boolean, help="keep images that a labelled set holds too")
     add("--save-scores", action=flags.Boolean, help="write scores.npz for a pool of any size")
-    add("--export", type=Path, metavar="DIR", help="also write the selection as class folders")
+    add("--export", type=flags.path, metavar="DIR", help="also write the selection as class folders")
     add("--load-pretrained", action=flags.Boolean, default=True,
         help="score with the teacher; always")  # fmt: skip
     args = parser.parse_args(argv)
@@ -61,14 +62,18 @@ import numpy as np
 import torch
 
 import distributed
-from data import LeakGuard, called, draw, open_pool, reopen_pool, selection
+from data import selection
+from data.duplicates import LeakGuard
+from data.labelled import called
+from data.sources import absolute
+from data.pool import draw, open_pool, reopen_pool
 from presets import PRESETS
 from report import diagnostics, tables
 from report.board import Board
 from report.diagnostics import SelectedRows
 from stages import checkpoint, scoring
 from stages.config import config_of
-from stages.dataset import load_dataset
+from stages.dataset import cache_of, load_dataset
 from stages.device import set_up_device, settle_compute
 from stages.finished import read_stage
 from stages.folder import clear
@@ -144,8 +149,9 @@ def prepare(args, stage, device):
     )  # fmt: skip
     data_dir = settings["data_dir"]
     labelled, split = load_dataset(settings, teacher_config, teacher.classes)
-    specs = args.unlabeled or list(preset.unlabeled)
-    pool = open_pool(specs, data_dir, settings["input_size"], labelled, split)
+    specs = [absolute(spec) for spec in args.unlabeled or preset.unlabeled]
+    cache_dir = cache_of(settings)
+    pool = open_pool(specs, data_dir, settings["input_size"], labelled, split, cache_dir)
     if args.pool_size:
         pool = draw(pool, args.pool_size, settings["seed"])
     if len(pool) > MAX_POSITION:
@@ -171,7 +177,7 @@ def prepare(args, stage, device):
     job = scoring.ScoringJob(stage, config, compute, teacher, pool)
     check_readable(job)
     if not args.keep_duplicates:
-        pool.find_duplicates(LeakGuard(labelled, split, data_dir / "cache" / "duplicates"))
+        pool.find_duplicates(LeakGuard(labelled, split))
     return job
 
 
@@ -230,7 +236,7 @@ def write_files(job, rows, score_files):
 
 def write_skipped(job):
     pairs = ((job.pool.name_of(position), reason) for position, reason in job.pool.skipped())
-    selection.write_skipped(job.stage.folder / "skipped.csv", pairs)
+    selection.write_skipped(job.stage.folder / "skipped.csv", chain(pairs, job.pool.unused()))
 
 
 def result_of(job, rows, scored):
@@ -249,6 +255,7 @@ def result_of(job, rows, scored):
         "left_out": pool.count_skipped(),
         "copies_in_pool": pool.count_copies(),
         "copies_in_selection": len(kept) - len(np.unique(pool.checksums(kept), axis=0)),
+        "selected_pixels": pool.pixel_digest(kept),
         "class_names": job.teacher.classes,
         "p": c["p"],
         "k": c["k"],
@@ -283,9 +290,13 @@ def export_finished(args):
     stage = read_stage(flags.run_dir(args) / stage_name(args), "samples")
     settings = inherit(flags.shared(args), stage.config)
     labelled, split = load_dataset(settings, stage.config)
-    pool = reopen_pool(stage.config, settings["data_dir"], labelled, split)
+    specs = args.unlabeled and [absolute(spec) for spec in args.unlabeled]
+    data_dir, cache_dir = settings["data_dir"], cache_of(settings)
+    pool = reopen_pool(stage.config, data_dir, labelled, split, cache_dir, specs)
     names, label, _, rank = selection.read_selection(stage.product, len(labelled.classes))
-    export(pool, labelled.classes, args.export, pool.positions(names), label, rank)
+    positions = pool.positions(names)
+    pool.check_pixels(positions, stage.result.get("selected_pixels"))
+    export(pool, labelled.classes, args.export, positions, label, rank)
     print(f"its selection is exported to {args.export}")
 
 

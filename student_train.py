@@ -10,7 +10,6 @@ Writes   RUN/student: config.json, metrics.jsonl, model.pt, TensorBoard's events
 """
 
 from dataclasses import asdict
-from pathlib import Path
 
 from stages import flags
 
@@ -18,11 +17,13 @@ from stages import flags
 def parse(argv):
     parser = flags.stage_parser(__doc__, "student")
     add = parser.add_argument_group("step 3").add_argument
-    add("--selection", type=Path, metavar="PATH", help="the stage of step 2 (default RUN/samples)")
+    add("--selection", type=flags.path, metavar="PATH", help="the stage of step 2 (default RUN/samples)")
     add("--soft-labels", action=flags.Boolean, help="learn the teacher's scores of an image's P "
         "classes, not the class that keeps it (not in the paper)")  # fmt: skip
     add("--joint", action=flags.Boolean, help="learn the true labels beside the selection, in one "
         "training in place of steps 3 and 4 (not in the paper)")  # fmt: skip
+    add("--unlabeled", nargs="+", metavar="SPEC", help="where the pools of step 2 are now, in the "
+        "same order (default where they were)")  # fmt: skip
     return parser.parse_args(argv)
 
 
@@ -36,14 +37,16 @@ if __name__ == "__main__":
 import torch
 
 import distributed
-from data import Images, reopen_pool, selection
+from data import selection
+from data.images import Images
+from data.pool import reopen_pool
 from models import build_model, check_name
 from presets import PRESETS
 from report import tables
 from report.board import Board
 from stages import training
 from stages.config import config_of
-from stages.dataset import load_dataset
+from stages.dataset import cache_of, load_dataset
 from stages.device import set_up_device, settle_compile, settle_compute
 from stages.estimate import print_hours
 from stages.folder import STAGES
@@ -82,7 +85,9 @@ def prepare(args, stage, samples, device):
     compute = settle_compute(
         device, flags.compute(args), stage.saved, network, settings["input_size"], recipe.batch_size
     )  # fmt: skip
-    images, labels = read_examples(samples, settings, labelled, split, args.soft_labels)
+    images, labels = read_examples(
+        samples, settings, labelled, split, args.soft_labels, args.unlabeled
+    )
     if args.joint:
         images, labels = with_true_labels(images, labels, labelled.train.subset(split.labelled))
     config = config_of(
@@ -98,7 +103,7 @@ def prepare(args, stage, samples, device):
     return training.TrainingJob(stage, config, compute, recipe, labelled, val, images, labels)
 
 
-def read_examples(samples, settings, labelled, split, soft=False):
+def read_examples(samples, settings, labelled, split, soft=False, specs=None):
     """Images and pseudo-labels of the selection, in the order of selection.csv: classes (N,) int64,
     or with `soft` the teacher's probabilities (N,C) float32.
 
@@ -116,10 +121,13 @@ def read_examples(samples, settings, labelled, split, soft=False):
             f"{samples.product} has {len(names)} rows and step 2 wrote "
             f"{samples.result['selected']}; {again}"
         )
-    scored = samples.config | {"input_size": settings["input_size"]}
-    pool = reopen_pool(scored, settings["data_dir"], labelled, split)
+    places = settings["data_dir"], labelled, split, cache_of(settings), specs
+    pool = scored = reopen_pool(samples.config, *places)
+    if settings["input_size"] != samples.config["input_size"]:
+        pool = reopen_pool(samples.config | {"input_size": settings["input_size"]}, *places)
     try:
         positions = pool.positions(names)
+        scored.check_pixels(positions, samples.result.get("selected_pixels"))
     except ValueError as error:
         raise ValueError(f"{samples.product}: {error}; {again}") from error
     if soft:

@@ -27,6 +27,7 @@ def config_of(stage, settings, labelled, normalisation, compute, parent=None, **
         **settings,
         **own,
         "data_dir": str(settings["data_dir"]),
+        "cache_dir": settings.get("cache_dir") and str(settings["cache_dir"]),
         "normalisation": {"mean": mean, "std": std},
         "device": compute.device.type,
         "device_name": _device_name(compute.device),

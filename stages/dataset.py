@@ -1,9 +1,12 @@
 """The labelled set of a run, and its split."""
 
+from pathlib import Path
+
 import torch
 
 import distributed
-from data import load_labelled, split
+from data.labelled import load_labelled
+from data.splits import split
 
 
 def load_dataset(settings, earlier=None, classes=None):
@@ -15,7 +18,7 @@ def load_dataset(settings, earlier=None, classes=None):
     """
     with distributed.in_turns():  # the first process downloads and decodes
         name, folder, size = (settings[n] for n in ("dataset", "data_dir", "input_size"))
-        labelled = load_labelled(name, folder, size)
+        labelled = load_labelled(name, folder, size, cache_of(settings))
     if classes is not None and list(labelled.classes) != list(classes):
         raise ValueError(
             f"the teacher knows {len(classes)} classes ({classes[0]}, ...) and the data set "
@@ -29,7 +32,13 @@ def load_dataset(settings, earlier=None, classes=None):
         )
     per_class = settings["labels_per_class"], settings["val_per_class"]
     seed, names = settings["seed"], labelled.classes
-    return labelled, split(labelled.train.labels, seed, *per_class, classes=names)
+    return labelled, split(labelled.train.labels, seed, *per_class, names, labelled.val)
+
+
+def cache_of(settings):
+    """The folder of decoded images.  One's own class folders may be read-only: not beside them."""
+    usual = "datasets" if settings["dataset"] == "folder" else settings["data_dir"]
+    return Path(settings.get("cache_dir") or Path(usual, "cache"))
 
 
 def normalisation_of(images):

@@ -4,7 +4,7 @@ import time
 
 import torch
 
-from data import Augment, Normalise
+from data.augment import Augment, Normalise
 from engine import TrainState, count_steps, fit
 from models import build_model
 from presets import Training

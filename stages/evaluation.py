@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 import distributed
-from data import whole_file
 from engine import predict
+from files import whole_file
 from models import head_of
 
 from . import signals

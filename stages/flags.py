@@ -23,7 +23,7 @@ from .signals import from_the_start, say
 
 # The names of what data/, engine.py and ranking.py have; a test compares them.
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
-POLICIES = ("none", "crop", "crop-flip", "randaugment", "trivialaugment")
+POLICIES = ("none", "crop", "crop-flip", "trivialaugment")
 SCHEDULES = ("cosine", "halving", "steps")
 STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -99,6 +99,14 @@ def number(kind, least, most=2**31, exclusive=False):
     return convert
 
 
+def path(text):
+    """An argparse type: a Path, with ~ for the home folder also in `--run-dir=~/x`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"there is no such home folder: {text}") from None
+
+
 # The fields of presets.Training that are numbers, and what they may be.
 _TYPES = dict.fromkeys(("epochs", "batch_size"), number(int, 1))
 _TYPES |= {"passes": number(int, 1, 1000)}  # the order of an epoch is in memory
@@ -147,12 +155,14 @@ def stage_parser(description, *parts):
     add = parser.add_argument_group("common", text).add_argument
     add("--preset", choices=PRESETS, help="the named settings that the other flags change, see "
         "presets.py (default cifar100, for a GPU)")  # fmt: skip
-    add("--run-dir", type=Path, metavar="DIR", help="where the stages are; a folder of its own for "
+    add("--run-dir", type=path, metavar="DIR", help="where the stages are; a folder of its own for "
         "every experiment (default runs/<preset>)")  # fmt: skip
-    add("--data-dir", type=Path, metavar="DIR", help="where data sets are, or go when they are "
+    add("--data-dir", type=path, metavar="DIR", help="where data sets are, or go when they are "
         "downloaded (default datasets)")  # fmt: skip
+    add("--cache-dir", type=path, metavar="DIR", help="where decoded images are kept (default "
+        "DATA_DIR/cache; with --dataset folder datasets/cache)")  # fmt: skip
     add("--dataset", "--dataset-mode", choices=LABELLED_SETS, type=str.lower, help="the labelled "
-        f"images; folder: your own, DATA_DIR/train/<class>/* {usual('dataset')}")  # fmt: skip
+        f"images; folder: your own, DATA_DIR/train/<class>/*, test/ and, where there is one, val/ {usual('dataset')}")  # fmt: skip
     add("--input-size", type=number(int, 8, 1024), metavar="N", help="pixels a side that every "
         f"image is resized to; half of it is four times as fast {usual('input_size')}")  # fmt: skip
     add("--labels-per-class", type=number(int, 1), metavar="N", help="true labels that steps 1 and "
@@ -224,7 +234,7 @@ def run_dir(args):
 
 def shared(args):
     """The flags that all stages share: a dict for `inherit.inherit`."""
-    return {name: getattr(args, name) for name in (*INHERITED, "data_dir")}
+    return {name: getattr(args, name) for name in (*INHERITED, "data_dir", "cache_dir")}
 
 
 def compute(args):

@@ -25,7 +25,8 @@ def inherit(flags, earlier=None, own=()):
         preset = override(PRESETS[name], **{n: flags[n] for n in own})
         settings = {"preset": name, "seed": flags["seed"] or 0}
         settings |= {n: getattr(preset, n) for n in own}
-        return settings | {"data_dir": flags["data_dir"] or Path("datasets")}
+        data_dir = flags["data_dir"] or Path("datasets")
+        return settings | {"data_dir": data_dir, "cache_dir": flags.get("cache_dir")}
     for name in INHERITED:
         given = flags[name]
         if given not in (None, earlier[name]) and name not in own:
@@ -37,7 +38,10 @@ def inherit(flags, earlier=None, own=()):
             )
     settings = {name: earlier[name] for name in INHERITED}
     settings |= {name: flags[name] for name in own if flags[name] is not None}
-    return settings | {"data_dir": flags["data_dir"] or Path(earlier["data_dir"])}
+    for name in ("data_dir", "cache_dir"):
+        place = flags.get(name) or earlier.get(name)
+        settings[name] = place and Path(place)
+    return settings
 
 
 def recipe_in_force(preset, flags, saved=None):
@@ -68,7 +72,7 @@ def check_unchanged(saved, now):
             f"not be those of a run that was never stopped",
             file=sys.stderr,
         )
-    places = {"versions", "device_name", "data_dir", "started"}
+    places = {"versions", "device_name", "data_dir", "cache_dir", "started"}
     for name in sorted(saved.keys() & now.keys() - places):
         was, wish = saved[name], now[name]
         if was == wish:

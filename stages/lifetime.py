@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import distributed
-from data import named, write_json, write_text
+from files import named, write_json, write_text
 
 from .finished import check_parent, read_stage
 from .folder import (

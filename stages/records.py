@@ -115,12 +115,6 @@ def check_stage(folder):
             check_file(folder / name)
 
 
-def sha256_of_file(path):
-    """As models.download.sha256_of_file, which comes with torch."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _expected(folder):
     """{name: sha256} of a finished stage's files; {} where nobody says."""
     if not all((folder / name).exists() for name in FIELDS):

@@ -14,7 +14,9 @@ import torch
 from tqdm import tqdm
 
 import distributed
-from data import Normalise, Pool, selection
+from data import selection
+from data.augment import Normalise
+from data.pool import Pool
 from engine import predict
 from ranking import Selector
 

@@ -9,7 +9,9 @@ import torch
 from tqdm import tqdm
 
 import distributed
-from data import Augment, Images, LabelledImages, LabelledSet, Normalise
+from data.augment import Augment, Normalise
+from data.images import Images
+from data.labelled import LabelledImages, LabelledSet
 from engine import TrainState, accuracy, count_steps, fit
 from models import build_model, head_of
 from presets import Training

@@ -12,20 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from data import (
-    Images,
-    LabelledImages,
-    LabelledSet,
-    LeakGuard,
-    Pool,
-    Source,
-    Split,
-    checksums,
-    decode,
-    load_labelled,
-)
 from data import duplicates as duplicates_module
+from data.decode import checksums, decode
+from data.duplicates import LeakGuard
+from data.images import Images
+from data.labelled import LabelledImages, LabelledSet, load_labelled
 from data.listing import Names, in_blocks
+from data.pool import Pool
+from data.sources import Source
+from data.splits import Split
 
 
 def known(images, folder, train=10, val=10):

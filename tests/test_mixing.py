@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from torchvision.transforms import v2
-
 from data.mixing import Mix
+from torchvision.transforms import v2
 
 CLASSES = 7
 WAYS = [

@@ -24,26 +24,21 @@ import pytest
 import torchvision
 from PIL import Image
 
-from data import (
-    NO_CLASS,
-    Pool,
+from data import cache as cache_module
+from data import selection, sources as sources_module
+from data.cache import Cache
+from data.decode import (
     Unreadable,
     checksums,
     decode,
-    draw,
     fit_square,
-    load_labelled,
-    named_pools,
-    open_pool,
     pixel_hash,
-    selection,
-    split,
 )
-from data import cache as cache_module
-from data.cache import Cache
-from data.files import LOST, list_tars
-from data.listing import MemorySource
-from data.sources import open_sources
+from data.labelled import load_labelled
+from data.listing import LOST, MemorySource, list_tars
+from data.pool import Pool, draw, open_pool
+from data.sources import NO_CLASS, open_sources
+from data.splits import split
 from data.workers import Worker
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX names, links and FIFOs")
@@ -753,12 +748,12 @@ def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/tiny.zip"
-        monkeypatch.setattr(named_pools, "TINY_IMAGENET_URL", address)
+        monkeypatch.setattr(sources_module, "TINY_IMAGENET_URL", address)
         with pytest.raises(ConnectionError, match=r"cannot download tiny-imagenet.*corrupted"):
             open_sources(["tiny-imagenet"], tmp_path / "data", 32)  # not the official checksum
         assert not list((tmp_path / "data").glob("tiny-imagenet-200*"))
         checksum = hashlib.md5((site / "tiny.zip").read_bytes()).hexdigest()
-        monkeypatch.setattr(named_pools, "TINY_IMAGENET_MD5", checksum)
+        monkeypatch.setattr(sources_module, "TINY_IMAGENET_MD5", checksum)
         [source] = open_sources(["tiny-imagenet"], tmp_path / "data", 32)
         server.shutdown()
     [again] = open_sources(["tiny-imagenet"], tmp_path / "data", 32)  # offline now

@@ -17,7 +17,9 @@ from conftest import words_of
 import export
 import main
 import predict
-from data import cache, load_labelled, write_json
+from data import cache
+from data.labelled import load_labelled
+from files import write_json
 from stages import flags, records, signals, training
 
 STAGES = ("teacher", "samples", "student", "finetuned")

@@ -142,7 +142,7 @@ def test_importing_prints_nothing_and_creates_nothing(tmp_path):
     assert before is None or set(tracked()) == before
 
 
-PICKLED = {"data/worker.py", "data/workers.py"}  # a pipe between a process and its own child
+PICKLED = {"data/workers.py"}  # a pipe between a process and its own child
 UNSAFE = ("pickle.load", "pickle.loads", "Unpickler", "load_state_dict_from_url", "numpy.load")
 SAFE = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 

@@ -19,9 +19,14 @@ import numpy as np
 import pytest
 
 import distributed
-from data import Unreadable, checksums, decode, fit_square
 from data import listing as listing_module
 from data import workers as workers_module
+from data.decode import (
+    Unreadable,
+    checksums,
+    decode,
+    fit_square,
+)
 from data.sources import open_sources
 from data.workers import CRASHES, Died, Worker
 
