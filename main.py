@@ -14,7 +14,6 @@ Writes   RUN/{teacher,finetuned}: config.json, metrics.jsonl, model.pt, TensorBo
 """
 
 from dataclasses import asdict
-from pathlib import Path
 
 from stages import flags
 

@@ -11,7 +11,6 @@ Writes   RUN/samples: config.json, selection.csv, scores.npz, skipped.csv, Tenso
 """
 
 from itertools import chain
-from pathlib import Path
 
 from stages import flags
 
@@ -42,7 +41,9 @@ def parse(argv):
         help="unreadable share of the pool that stops the run (default 0.01)")  # fmt: skip
     add("--keep-duplicates", action=flags.Boolean, help="keep images that a labelled set holds too")
     add("--save-scores", action=flags.Boolean, help="write scores.npz for a pool of any size")
-    add("--export", type=flags.path, metavar="DIR", help="also write the selection as class folders")
+    add(
+        "--export", type=flags.path, metavar="DIR", help="also write the selection as class folders"
+    )
     add("--load-pretrained", action=flags.Boolean, default=True,
         help="score with the teacher; always")  # fmt: skip
     args = parser.parse_args(argv)
@@ -65,8 +66,8 @@ import distributed
 from data import selection
 from data.duplicates import LeakGuard
 from data.labelled import called
-from data.sources import absolute
 from data.pool import draw, open_pool, reopen_pool
+from data.sources import absolute
 from presets import PRESETS
 from report import diagnostics, tables
 from report.board import Board

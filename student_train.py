@@ -17,7 +17,12 @@ from stages import flags
 def parse(argv):
     parser = flags.stage_parser(__doc__, "student")
     add = parser.add_argument_group("step 3").add_argument
-    add("--selection", type=flags.path, metavar="PATH", help="the stage of step 2 (default RUN/samples)")
+    add(
+        "--selection",
+        type=flags.path,
+        metavar="PATH",
+        help="the stage of step 2 (default RUN/samples)",
+    )
     add("--soft-labels", action=flags.Boolean, help="learn the teacher's scores of an image's P "
         "classes, not the class that keeps it (not in the paper)")  # fmt: skip
     add("--joint", action=flags.Boolean, help="learn the true labels beside the selection, in one "

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from stages import flags
+from stages.flags import path
 
 
 def parse(argv):

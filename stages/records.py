@@ -13,6 +13,7 @@ import math
 import sys
 from pathlib import Path
 
+from files import sha256_of_file
 from presets import PRESETS, Training
 
 from .folder import PRODUCTS, STAGES

@@ -25,7 +25,8 @@ import torchvision
 from PIL import Image
 
 from data import cache as cache_module
-from data import selection, sources as sources_module
+from data import selection
+from data import sources as sources_module
 from data.cache import Cache
 from data.decode import (
     Unreadable,
