@@ -21,9 +21,9 @@ def parse(argv):
     parser = flags.stage_parser(__doc__)
     share = flags.number(float, 0, 1)
     add = parser.add_argument_group("step 2").add_argument
-    add("--teacher", type=flags.path, nargs="+", metavar="PATH", help="model.pt or its stage (default "
-        "RUN/teacher), that of step 4 for a second round; several vote with the mean of their "
-        "softmax")  # fmt: skip
+    add("--teacher", type=flags.path, nargs="+", metavar="PATH", help="model.pt or its stage "
+        "(default RUN/teacher), that of step 4 for a second round; several vote with the mean of "
+        "their softmax")  # fmt: skip
     add("--unlabeled", nargs="+", metavar="SPEC", help="the pool: heldout, cifar10, "
         "tiny-imagenet, stl10, patches, a folder, or tar shards, several at once "
         f"{flags.usual('unlabeled')}")  # fmt: skip

@@ -158,7 +158,6 @@ WHERE = {
         ({}, {}),
         ({"ema_decay": 0.9, "label_smoothing": 0.1}, {}),
         ({}, {"policy": "crop"}),
-        ({}, {"policy": "randaugment"}),
         ({}, {"policy": "trivialaugment"}),
         ({}, {"policy": "crop-flip", "precision": torch.float32}),
         ({}, {"mixup": 0.4, "cutmix": 1.0, "mixed": 0.5}),
