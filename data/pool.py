@@ -217,13 +217,12 @@ class Pool:
         """The class that the folder of each entry is named after: int64 (n,); -1 for none, and -2
         for two: one that differs from both in upper case, spaces or Unicode form.
         """
-        numbers = {}
-        for number, name in enumerate(classes):
-            plain = _plain(spelled(name))
-            numbers[plain] = -2 if plain in numbers else number
-        numbers |= {spelled(name): number for number, name in enumerate(classes)}
+        exact, folded = {}, {}
+        for number, name in enumerate(map(spelled, classes)):
+            exact[name] = number
+            folded[_plain(name)] = -2 if _plain(name) in folded else number
         tags = map(self.folder_of, range(first, last))
-        return np.array([numbers.get(tag, numbers.get(_plain(tag), -1)) for tag in tags], np.int64)
+        return np.array([exact.get(tag, folded.get(_plain(tag), -1)) for tag in tags], np.int64)
 
     def check_tags(self, classes):
         """Raises ValueError when no folder is named after a class, or one after two."""

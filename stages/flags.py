@@ -162,7 +162,7 @@ def stage_parser(description, *parts):
     add("--cache-dir", type=path, metavar="DIR", help="where decoded images are kept (default "
         "DATA_DIR/cache; with --dataset folder datasets/cache)")  # fmt: skip
     add("--dataset", "--dataset-mode", choices=LABELLED_SETS, type=str.lower, help="the labelled "
-        "images; folder: your own, DATA_DIR/{train,test,val}/<class>/* " + usual("dataset"))  # fmt: skip
+        f"images; folder: your own, in DATA_DIR/train/<class>/* {usual('dataset')}")  # fmt: skip
     add("--input-size", type=number(int, 8, 1024), metavar="N", help="pixels a side that every "
         f"image is resized to; half of it is four times as fast {usual('input_size')}")  # fmt: skip
     add("--labels-per-class", type=number(int, 1), metavar="N", help="true labels that steps 1 and "
