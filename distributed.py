@@ -8,7 +8,6 @@ Without torchrun there is one process and every function here is free.
 import atexit
 import datetime
 import os
-import socket
 import sys
 import time
 from contextlib import contextmanager
@@ -88,11 +87,6 @@ def local_rank():
     return int(os.environ.get("LOCAL_RANK", 0)) if dist.is_initialized() else 0
 
 
-def unique_name():
-    """A word for this process's unfinished files, also on a disk that machines share."""
-    return f"{socket.gethostname()}-{os.getpid()}"
-
-
 def largest(number):
     """The largest of the processes' numbers; every process waits for all others here."""
     if not dist.is_initialized():
@@ -100,6 +94,14 @@ def largest(number):
     numbers = torch.tensor(number, dtype=torch.float64)
     dist.all_reduce(numbers, dist.ReduceOp.MAX)
     return type(number)(numbers.item())
+
+
+def gathered(thing):
+    """What every process has, a list in the order of their numbers.  thing: can be pickled"""
+    things = [thing] * size()
+    if dist.is_initialized():
+        dist.all_gather_object(things, thing)
+    return things
 
 
 def wait():

@@ -36,9 +36,8 @@ def parse(argv):
 if __name__ == "__main__":
     parse(None)  # --help and wrong flags, before torch is imported
 
-from data import whole_file, write_json, write_text
+from files import sha256_of_file, whole_file, write_json, write_text
 from models import formats
-from models.download import sha256_of_file
 from models.weights import rebuild
 from report.model_card import TITLES, hub_head, model_card
 from report.tables import print_table

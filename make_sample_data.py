@@ -10,6 +10,8 @@ Writes   RUN/samples: config.json, selection.csv, scores.npz, skipped.csv, Tenso
          and, last, result.json
 """
 
+from itertools import chain
+
 from stages import flags
 from stages.program import begin
 
@@ -95,7 +97,10 @@ import numpy as np
 import torch
 
 import distributed
-from data import called, reopen_pool, selection
+from data import selection
+from data.labelled import called
+from data.pool import reopen_pool
+from data.sources import absolute
 from report import diagnostics, tables
 from report.board import Board
 from report.diagnostics import SelectedRows
@@ -104,7 +109,7 @@ from stages.device import set_up_device
 from stages.folder import clear
 from stages.inherit import inherit
 from stages.lifetime import open_stage, read_stage, running
-from stages.prepare import load_dataset, prepare_scoring
+from stages.prepare import cache_of, load_dataset, prepare_scoring
 from stages.program import Failure, program, saving_first, tell
 
 
@@ -194,7 +199,7 @@ def write_files(job, rows, score_files):
 
 def write_skipped(job):
     pairs = ((job.pool.name_of(position), reason) for position, reason in job.pool.skipped())
-    selection.write_skipped(job.stage.folder / "skipped.csv", pairs)
+    selection.write_skipped(job.stage.folder / "skipped.csv", chain(pairs, job.pool.unused()))
 
 
 def result_of(job, rows, scored):
@@ -213,6 +218,7 @@ def result_of(job, rows, scored):
         "left_out": pool.count_skipped(),
         "copies_in_pool": pool.count_copies(),
         "copies_in_selection": len(kept) - len(np.unique(pool.checksums(kept), axis=0)),
+        "selected_pixels": pool.pixel_digest(kept),
         "class_names": job.teacher.classes,
         "p": c["p"],
         "k": c["k"],
@@ -247,9 +253,13 @@ def export_finished(args):
     stage = read_stage(flags.run_dir(args) / "samples", "samples")
     settings = inherit(vars(args), stage.config)
     labelled, split = load_dataset(settings, stage.config)
-    pool = reopen_pool(stage.config, settings["data_dir"], labelled, split)
+    specs = args.unlabeled and [absolute(spec) for spec in args.unlabeled]
+    data_dir, cache_dir = settings["data_dir"], cache_of(settings)
+    pool = reopen_pool(stage.config, data_dir, labelled, split, cache_dir, specs)
     names, label, _, rank = selection.read_selection(stage.product, len(labelled.classes))
-    export(pool, labelled.classes, args.export, pool.positions(names), label, rank)
+    positions = pool.positions(names)
+    pool.check_pixels(positions, stage.result.get("selected_pixels"))
+    export(pool, labelled.classes, args.export, positions, label, rank)
     print(f"its selection is exported to {args.export}")
 
 

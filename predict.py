@@ -54,8 +54,14 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
-from data import Normalise, Unreadable, decode, fit_square, read_file
-from data.files import list_folder
+from data.augment import Normalise
+from data.decode import (
+    Unreadable,
+    decode,
+    fit_square,
+    read_file,
+)
+from data.listing import list_folder
 from engine import predict
 from models import build_model, hub, weights
 from report.predictions import Prediction, print_json, print_table, printable, with_board

@@ -36,6 +36,13 @@ def parse(argv):
         help="learn the true labels beside the selection, in one "
         "training in place of steps 3 and 4 (not in the paper)",
     )
+    parser.rare(add)(
+        "--unlabeled",
+        type=flags.place,
+        nargs="+",
+        metavar="SPEC",
+        help="where the pools of step 2 are now, in the same order (default where they were)",
+    )
     return parser.parse_args(argv)
 
 
@@ -45,14 +52,16 @@ if __name__ == "__main__":
 import torch
 
 import distributed
-from data import Images, reopen_pool, selection
+from data import selection
+from data.images import Images
+from data.pool import reopen_pool
 from report import tables
 from report.board import Board
 from stages import training
 from stages.device import set_up_device
 from stages.folder import check_file, command
 from stages.lifetime import open_stage
-from stages.prepare import prepare_training
+from stages.prepare import cache_of, prepare_training
 from stages.program import program
 
 
@@ -65,17 +74,18 @@ def main(argv=None):
         if stage:
             samples = stage.parent("samples", args.selection)
             own = {"soft_labels": args.soft_labels, "joint": args.joint}
-            examples = partial(read_examples, samples, **own)
+            examples = partial(read_examples, samples, specs=args.unlabeled, **own)
             job = prepare_training(vars(args), stage, device, samples, examples, **own)
             result = training.run(job, Board)
             print_summary(args, job, samples, result)
 
 
-def read_examples(samples, labelled, split, settings, soft_labels=False, joint=False):
+def read_examples(samples, labelled, split, settings, soft_labels=False, joint=False, specs=None):
     """Images and pseudo-labels of the selection, in the order of selection.csv: classes (N,) int64,
     or with `soft_labels` the teacher's probabilities (N,C) float32; with `joint` the labelled
     images after them.
 
+    specs: where the pools of step 2 are now, None for where they were
     settings: of `inherit`; the student's input size may differ from the teacher's, since a
     selection names images, not pixels
 
@@ -90,10 +100,13 @@ def read_examples(samples, labelled, split, settings, soft_labels=False, joint=F
             f"{samples.product} has {len(names)} rows and step 2 wrote "
             f"{samples.result['selected']}; {again}"
         )
-    scored = samples.config | {"input_size": settings["input_size"]}
-    pool = reopen_pool(scored, settings["data_dir"], labelled, split)
+    places = settings["data_dir"], labelled, split, cache_of(settings), specs
+    pool = scored = reopen_pool(samples.config, *places)
+    if settings["input_size"] != samples.config["input_size"]:
+        pool = reopen_pool(samples.config | {"input_size": settings["input_size"]}, *places)
     try:
         positions = pool.positions(names)
+        scored.check_pixels(positions, samples.result.get("selected_pixels"))
     except ValueError as error:
         raise ValueError(f"{samples.product}: {error}; {again}") from error
     if soft_labels:

@@ -29,7 +29,8 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 import engine
-from data import Augment, Images, Normalise
+from data.augment import Augment, Normalise
+from data.images import Images
 from models import build_model
 from presets import Training
 from stages.device import settle_compute

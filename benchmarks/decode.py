@@ -36,7 +36,7 @@ from sklearn.datasets import load_sample_images
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from data import open_pool
+from data.pool import open_pool
 from data.workers import KEEP_MEMORY, cores, rest
 
 KINDS = {  # name: suffix, height, width

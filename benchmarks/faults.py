@@ -38,7 +38,7 @@ import main as training_program
 import make_sample_data
 import predict
 import student_train
-from data import write_json
+from files import write_json
 from stages import flags, program, scoring, training
 from stages.prepare import versions
 

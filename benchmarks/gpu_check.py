@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file fr
 import torch
 
 from benchmarks import gpu_table
-from data import write_json
+from files import write_json
 from stages.prepare import versions
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import machine
-from data import write_json
+from files import write_json
 from stages.prepare import versions
 
 SECONDS = 560  # in all

@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file fr
 import torch
 
 from benchmarks import baselines, timing
-from data import write_json
 from data.workers import cores
+from files import write_json
 from stages import flags
 from stages.device import set_up_device
 

@@ -36,7 +36,9 @@ import torch
 from sklearn.datasets import load_sample_images
 
 import engine
-from data import Normalise, open_pool, write_json
+from data.augment import Normalise
+from data.pool import open_pool
+from files import write_json
 from models import MODELS, build_model
 from ranking import Selector
 from stages import checkpoint, flags, scoring

@@ -28,7 +28,9 @@ import numpy as np
 import torch
 
 from benchmarks import timing
-from data import Images, LabelledImages, LabelledSet, write_json
+from data.images import Images
+from data.labelled import LabelledImages, LabelledSet
+from files import write_json
 from models import build_model
 from presets import PRESETS, override
 from report.board import Board

@@ -25,7 +25,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.faults import STEPS, quick, step
-from data import selection, write_json
+from data import selection
+from files import write_json
 from models.weights import load, rebuild
 from stages import flags
 from stages.folder import read_record

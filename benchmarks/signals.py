@@ -39,7 +39,7 @@ import main as training_program
 import make_sample_data
 import student_train
 from benchmarks.faults import call, contents
-from data import write_json
+from files import write_json
 from stages import flags
 from stages.prepare import versions
 

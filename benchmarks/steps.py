@@ -34,7 +34,7 @@ import cv2
 import numpy as np
 
 from benchmarks.decode import write_shards
-from data import write_json
+from files import write_json
 from models import MODELS
 from stages import flags
 from stages.prepare import versions

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file fr
 import torch
 
 from benchmarks import ablations, baselines, gpu_table, resources, timing
-from data import write_json
+from files import write_json
 from models import MODELS
 from stages import flags
 from stages.device import set_up_device

@@ -1,11 +1,11 @@
 """Whole batches of uint8 images, augmented and normalised on their device."""
 
 import torch
+from torchvision.transforms import v2
 
-from .mixing import Mix
-from .policies import RandAugment, TrivialAugmentWide
+from .policies import TrivialAugmentWide
 
-POLICIES = ("none", "crop", "crop-flip", "randaugment", "trivialaugment")
+POLICIES = ("none", "crop", "crop-flip", "trivialaugment")
 
 
 class Normalise:
@@ -30,8 +30,8 @@ class Augment:
     """A training batch: uint8 images (B,S,S,3), labels -> float (B,3,S,S), targets.
 
     policy   none; crop: shifted by up to an eighth of the side, mirrored at the border; crop-flip:
-             also flipped left to right, half of them; randaugment (Cubuk et al. 2019) or
-             trivialaugment (Mueller & Hutter 2021): crop-flip, then the policy of that name
+             also flipped left to right, half of them; trivialaugment: crop-flip, then a random
+             operation (Mueller & Hutter 2021)
     mixup, cutmix   the alpha of their Beta distribution, 0 for off (Zhang et al. 2017; Yun et al.
              2019); with both on, each batch gets one of them at random
     mixed    share of the batches that get one
@@ -44,9 +44,10 @@ class Augment:
         if policy not in POLICIES:
             raise ValueError(f"unknown augmentation {policy!r}; choose from {', '.join(POLICIES)}")
         self.normalise, self.policy = normalise, policy
-        policies = {"randaugment": RandAugment, "trivialaugment": TrivialAugmentWide}
-        self.operation = policies[policy]() if policy in policies else None
-        self.mix = Mix(num_classes, mixup, cutmix) if mixup or cutmix else None
+        self.operation = TrivialAugmentWide() if policy == "trivialaugment" else None
+        ways = [v2.MixUp(alpha=mixup, num_classes=num_classes)] if mixup else []
+        ways += [v2.CutMix(alpha=cutmix, num_classes=num_classes)] if cutmix else []
+        self.mix = v2.RandomChoice(ways) if ways else None
         self.mixed = mixed
 
     def __call__(self, images, labels):

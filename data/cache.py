@@ -11,23 +11,25 @@ is next needed, and where it is damaged: the images are compared with their chec
 
 import hashlib
 import json
+import os
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from files import clear_abandoned, remove, unfinished, whole_file
+
 from .decode import checksums
 from .images import Images
 from .listing import spans
-from .whole_file import clear_abandoned, remove, whole_file
 from .workers import chunk_size, cores, decode_all
 
-VERSION = 4  # raise it when the pixels or the files change
+VERSION = 5  # raise it when the pixels or the files change
 COMPARED = 2**23  # bytes of images that a thread compares with their checksums at a time
 
 
@@ -35,7 +37,8 @@ COMPARED = 2**23  # bytes of images that a thread compares with their checksums 
 class Block:
     """images: uint8 (n, S, S, 3), zeros where unreadable;  checksums, pixel_hashes: uint8 (n, 16)
 
-    All are read-only memory maps.  unreadable: {index in the block: reason}
+    All are memory maps, copy-on-write: the files stay as they are.
+    unreadable: {index in the block: reason}
     """
 
     images: np.ndarray
@@ -70,10 +73,9 @@ class Cache:
 
         Raises OSError (disk full, no permission); nothing is left of unfinished blocks.
         """
-        load = _load if self.compared else _load_compared
-        self.compared = True
-        missing = [block for block in self.blocks[rank::processes] if load(block[2]) is None]
-        if missing:
+        compare, self.compared = not self.compared, True
+        blocks = self.blocks[rank::processes]
+        if missing := [block for block in blocks if _load(block[2], compare) is None]:
             _build(self, missing)
 
     def open(self):
@@ -81,17 +83,46 @@ class Cache:
 
         Raises OSError.
         """
-        self.build()
-        blocks, unreadable = [_load(folder) for *_, folder in self.blocks], {}
-        for (start, _, folder), block in zip(self.blocks, blocks, strict=True):
-            if block is None:
-                raise OSError(f"the cache {folder} cannot be read back; delete it and try again")
+        for _ in range(5):  # another process may find a block damaged and take it away
+            self.build()
+            blocks = [_load(folder) for *_, folder in self.blocks]
+            if None not in blocks:
+                break
+        else:
+            folder = self.blocks[blocks.index(None)][2]
+            raise OSError(f"the cache {folder} cannot be read back; delete it and try again")
+        unreadable = {}
+        for (start, *_), block in zip(self.blocks, blocks, strict=True):
             unreadable |= {start + i: reason for i, reason in block.unreadable.items()}
         return blocks, unreadable
 
 
-def _load(folder):
-    """The Block in a folder, or None where it is missing, unfinished or damaged."""
+def _load(folder, compare=False):
+    """The Block in a folder, or None where there is none; a damaged one is taken away.
+
+    compare: whether each image is compared with its checksum
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        before = _version(folder)
+        block = _read(folder)
+        if block is not None and not (compare and _is_damaged(block)):
+            return block
+        if block is not None:
+            print(f"the cache {folder} is damaged, its images are decoded again", file=sys.stderr)
+        # Others may be reading it: its name is taken from it at once, its files live on for them.
+        aside = unfinished(folder)
+        if _version(folder) == before:  # and not what another process has put there meanwhile
+            os.rename(folder, aside)
+            remove(aside)
+    return None
+
+
+def _version(folder):
+    status = folder.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def _read(folder):
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         if meta.pop("crc32") != _crc32(meta):
@@ -102,19 +133,18 @@ def _load(folder):
         return Block(
             unreadable={int(index): reason for index, reason in meta["unreadable"].items()},
             **{
-                Path(file).stem: np.lib.format.open_memmap(folder / file, "r")
+                Path(file).stem: np.lib.format.open_memmap(folder / file, "c")
                 for file in meta["bytes"]
             },
         )
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, AttributeError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, RecursionError):
+        return None
+    except (ValueError, KeyError, AttributeError, TypeError):
         return None
 
 
-def _load_compared(folder):
-    """`_load`, but None as well where an image is not the one that was written; stderr says so."""
-    block = _load(folder)
-    if block is None:
-        return None
+def _is_damaged(block):
+    """Whether an image is not the one that was written."""
     images, step = Images.of(block.images), max(1, COMPARED // block.images[:1].nbytes)
 
     def same(first):
@@ -124,11 +154,7 @@ def _load_compared(folder):
         return np.array_equal(found, block.checksums[part])
 
     with ThreadPoolExecutor(cores()) as pool:
-        if all(pool.map(same, range(0, len(block.checksums), step))):
-            return block
-    print(f"the cache {folder} is damaged, its images are decoded again", file=sys.stderr)
-    remove(folder)
-    return None
+        return not all(pool.map(same, range(0, len(block.checksums), step)))
 
 
 def _crc32(meta):
@@ -145,7 +171,7 @@ def _build(cache, missing):
 
     def tasks():
         for start, stop, folder in missing:
-            block = _NewBlock(cache, start, stop, folder, unfinished)
+            block = _NewBlock(cache, start, stop, folder, unfinished_blocks)
             for first in range(start, stop, chunk):
                 last = min(first + chunk, stop)
                 yield (block, first, last), block.task(first, last)
@@ -158,31 +184,30 @@ def _build(cache, missing):
             block.finish()
 
     bar = tqdm(total=total, desc=f"decode {cache.name}", unit="image", disable=None, leave=False)
-    with bar, ExitStack() as unfinished:
+    with bar, ExitStack() as unfinished_blocks:
         decode_all(tasks(), total, take, cache.source.in_memory)
 
 
 class _NewBlock:
     """A block being built in a temporary folder."""
 
-    def __init__(self, cache, start, stop, folder, unfinished):
-        """`unfinished`: ExitStack that removes the folder if the block is never finished."""
+    def __init__(self, cache, start, stop, folder, unfinished_blocks):
+        """`unfinished_blocks`: ExitStack that removes the folder if it is never finished."""
         self.cache, self.start, self.stop, self.folder = cache, start, stop, folder
         known = cache.source.unreadable
         self.unreadable = {i - start: known[i] for i in range(start, stop) if i in known}
         self.checksums = np.zeros((stop - start, 16), np.uint8)
         self.pixel_hashes = np.zeros_like(self.checksums) if cache.hashes else None
-        if _load(folder) is None:
-            remove(folder)  # damaged
-        self.writing = unfinished.enter_context(ExitStack())
+        self.writing = unfinished_blocks.enter_context(ExitStack())
         self.partial = self.writing.enter_context(whole_file(folder))
-        remove(self.partial)
         self.partial.mkdir()
         shape = stop - start, cache.size, cache.size, 3
-        self.offset = _create_npy(self.partial / "images.npy", shape)
+        # A file of zeros that takes no space yet; the first square begins at this byte.
+        new = np.lib.format.open_memmap(self.partial / "images.npy", "w+", np.uint8, shape)
+        self.offset = new.offset
 
     def task(self, first, last):
-        """The arguments of `worker.decode_into` for the entries `first` to `last` - 1."""
+        """The arguments of `workers.decode_into` for the entries `first` to `last` - 1."""
         size = self.cache.size
         return {
             "file": str(self.partial / "images.npy"),
@@ -215,8 +240,3 @@ class _NewBlock:
         except OSError:
             if _load(self.folder) is None:
                 raise
-
-
-def _create_npy(path, shape):
-    """Make a file of zeros, uint8, that takes no space yet; -> the byte where the first begins."""
-    return np.lib.format.open_memmap(path, "w+", np.uint8, shape).offset

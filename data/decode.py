@@ -10,27 +10,48 @@ import stat
 import struct
 import zlib
 
+# OpenCV reads both settings while it is imported, so the other modules take cv2 from here.  A small
+# damaged file may claim to be large: OpenCV's own limit, 2**30 pixels, would let it take 3.2 GB.
+# Larger pictures than 2**26 pixels (8192 x 8192) are listed in skipped.csv, unless the user sets a
+# higher limit.  Damaged files are listed too, so OpenCV's messages about them are not shown.
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(2**26))
+os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
+
 import cv2
 import numpy as np
 
-# Bounds the memory that one file takes before it is decoded.  At the pixel limit (data/__init__.py)
-# a picture of 8 bits a channel has 201 MB uncompressed.
-MAX_FILE_BYTES = 2**28
+MAX_FILE_BYTES = 2**28  # bounds the memory that a file takes before it is decoded
 
 # O_NONBLOCK: opening a FIFO would otherwise wait for a writer that never comes.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
-_FORMATS = b"jpg jpeg jpe png webp bmp dib ppm pgm pbm pnm tif tiff gif jp2"
+_FORMATS = b"jpg jpeg jpe jfif png apng webp bmp dib ppm pgm pbm pnm tif tiff gif jp2"
 _SUFFIXES = tuple(b"." + name for name in _FORMATS.split())
+
+_NOT_READ = b"avif heic heif jxl j2k svg psd ico tga exr hdr cr2 cr3 nef arw dng raf".split()
 
 # The first bytes of the formats above.  Any other file is refused before OpenCV sees it, so that
 # OpenCV's decoders for further formats (HDR, EXR, ...) never run on unknown files.
-_JPEG = b"\xff\xd8\xff"
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II[*+]\0|MM\0[*+]|P[1-6]\s"
     rb"|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     re.DOTALL,
 )
+# What else lies under such names: the reason says so.
+_OTHERS = {
+    "AVIF": rb"....ftypavi[fs]",
+    "HEIC": rb"....ftyp(hei|hev|mif1|msf1)",
+    "JPEG XL": rb"\xff\x0a|\0\0\0\x0cJXL ",
+    "Photoshop": rb"8BPS",
+    "OpenEXR": rb"\x76\x2f\x31\x01",
+    "Radiance HDR": rb"#\?(RADIANCE|RGBE)",
+    "SVG": rb"\s*(<\?xml[^>]*>\s*)?<svg",
+    "HTML": rb"(?i)\s*<(!doctype html|html)",
+}
+_GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"  # in the header of a PNM file: blanks and comments
+_PNM = re.compile(rb"P([2356])" + 2 * (_GAP + rb"(\d{1,9})") + _GAP + rb"(\d{1,5})\s")
+DARK = 4096  # a picture of 16 bits that stays below this uses 12 of them, and would be black
 
 
 class Unreadable(Exception):
@@ -40,6 +61,11 @@ class Unreadable(Exception):
 def has_image_suffix(name):
     """Whether a file name (bytes) ends in one of _SUFFIXES, in any case."""
     return name.lower().endswith(_SUFFIXES)
+
+
+def is_other_image(name):
+    """Whether a file name (bytes) has the suffix of an image that `decode` does not read."""
+    return name.lower().rpartition(b".")[2] in _NOT_READ
 
 
 def decode(content, size=None):
@@ -53,27 +79,82 @@ def decode(content, size=None):
 
     Grey, palette, 1-bit and CMYK images become RGB.  Of 16 bits the high byte is kept, of an
     animation the first frame.  Alpha is dropped: a transparent pixel shows the colour stored in it.
-    Raises Unreadable for an empty, truncated, damaged or too large image, and for any other file.
+    PNM values are scaled by the largest one that the file declares.
+    While it decodes, a picture takes up to 7 bytes a pixel, one of 16 bits a channel up to 13.
+    Raises Unreadable for an empty, truncated, damaged or too large image, for floating-point
+    numbers, for 12 bits stored as 16, and for any other file.
     """
     if not content:
         raise Unreadable("empty file")
     if len(content) > MAX_FILE_BYTES:
         raise Unreadable(f"file larger than {MAX_FILE_BYTES} bytes")
     if not _MAGIC.match(content):
-        raise Unreadable("not an image")
+        found = [name for name, magic in _OTHERS.items() if re.match(magic, content, re.DOTALL)]
+        raise Unreadable(f"{found[0]}, which is not read" if found else "not an image")
+    if content.startswith(_PNG) and b"acTL" in content[:4096]:
+        content = _first_frame(content)
+    if (pnm := _PNM.match(content)) and int(pnm[4]) != 255:
+        return _scaled_pnm(content, *map(int, pnm.groups()), pnm.end())
     flags = cv2.IMREAD_COLOR_RGB
     # A short JPEG is decoded at full size: reading its header would take longer than is saved.
     if size and len(content) >= size * size and content.startswith(_JPEG):
         flags |= _REDUCED[_jpeg_reduction(content, size)]
+    if content[:2] in (b"II", b"MM") or (content.startswith(_PNG) and content[24:25] == b"\x10"):
+        _check_depth(content)
+    return _imdecode(content, flags)
+
+
+def _imdecode(content, flags):
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:  # imdecode returns None for most bad files and raises for some
-        if "CV_IO_MAX_IMAGE" in str(error):  # see data/__init__.py
+        if "CV_IO_MAX_IMAGE" in str(error):
             raise Unreadable(f"more than {_pixel_limit()} pixels") from None
         raise Unreadable("damaged image") from None
     if image is None or image.size == 0:
         raise Unreadable("damaged or truncated image")
     return image
+
+
+def _first_frame(content):
+    """An animated PNG as a plain one: its other frames would take memory."""
+    parts, at = [content[:8]], 8
+    while at + 12 <= len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] not in (b"acTL", b"fcTL", b"fdAT"):
+            parts.append(content[at:end])
+        at = end
+    return b"".join(parts)
+
+
+def _check_depth(content):
+    """Raises Unreadable for numbers whose range the file does not say."""
+    deep = _imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if deep.dtype.kind == "f":
+        raise Unreadable("floating-point numbers; save the picture with 8 bits a channel")
+    if deep.dtype == np.uint16 and 0 < deep.max() < DARK:
+        raise Unreadable("12 bits or fewer stored as 16; scale the picture to its whole range")
+
+
+def _scaled_pnm(content, kind, width, height, most, start):
+    """A PNM picture whose largest value is not 255.
+
+    OpenCV ignores a smaller one, and reads two bytes in the wrong order.
+    """
+    if not 0 < width * height <= _pixel_limit():
+        raise Unreadable(f"more than {_pixel_limit()} pixels")
+    if kind in (5, 6) and most > 255:
+        channels = 3 if kind == 6 else 1
+        if len(content) - start < 2 * width * height * channels:
+            raise Unreadable("damaged or truncated image")
+        image = np.frombuffer(content, ">u2", width * height * channels, start)
+        image = np.broadcast_to(image.reshape(height, width, channels), (height, width, 3))
+    else:
+        image = _imdecode(content, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH)
+        if kind in (2, 3) and most < 255:  # the one that OpenCV scales
+            return image
+    table = np.arange(2**16, dtype=np.float32) * 255 / max(most, 1)
+    return np.rint(table).clip(0, 255).astype(np.uint8)[image]
 
 
 _REDUCED = {  # in spite of the names the result has colour, because IMREAD_COLOR_RGB is set too
@@ -99,7 +180,7 @@ def _jpeg_reduction(content, size):
 
 
 def _pixel_limit():
-    return int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])  # set in data/__init__.py
+    return int(os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"])
 
 
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")

@@ -15,33 +15,24 @@ NEAR was chosen on CIFAR-100, test against training set, by looking at pairs on 
     same class, of the last 100    99     98     90     84     72     63
     Tiny-ImageNet (of 50,000)       9     17     32     75    137    239
 
-ciFAIR counts 891 test images with a near-duplicate; those missed here are other crops, and other
-photographs of one object.  Above 0.64 are 618 test images, and 0.2 % of Tiny-ImageNet, most of it
-wrongly.  CIFAR-100 saved as JPEG of quality 50, or made 10 % brighter, stays above 0.70 (1,000
-images tried).
+CIFAR-100 saved as JPEG of quality 50, or made 10 % brighter, stays above 0.70.  ciFAIR counts 891
+test images with a near-duplicate: those missed are other crops, and other photographs.
 
 Some labelled sets are alike throughout, such as handwritten digits: more than SELF_SIMILAR of their
-images are near-duplicates of one another.  For them STRICT is the limit instead.  Of 1,198 training
-digits it skips one for resembling a test digit, and it still finds 99 % of those saved at quality
-50.
+images are near-duplicates of one another.  For them STRICT is the limit instead: it skips one of
+1,198 training digits, and finds 99 % of those saved at quality 50.
 """
 
-import hashlib
-import json
-import zlib
-from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from .decode import cv2
 from .images import Images
-from .whole_file import clear_abandoned, write_text
 
 SUBSETS = ("train", "val", "test")
-VERSION = 2  # raise it when the answers change, because answers are kept on the disk
 NEAR = 0.64  # similarity from which on an image is a near-duplicate, see above
 STRICT = 0.97  # the same where the labelled images are all alike
 SELF_SIMILAR = 0.2
@@ -65,17 +56,15 @@ class LeakGuard:
     images: Images, those that are trained on, then those of validation, then those of the test set
     """
 
-    def __init__(self, labelled, split, folder):
-        """labelled: LabelledSet;  split: Split;  folder: where answers are kept"""
+    def __init__(self, labelled, split):
+        """labelled: LabelledSet;  split: Split"""
         train = labelled.train
         subsets = train.subset(split.labelled), train.subset(split.val), labelled.test
         self.images = Images.joined(*(subset.images for subset in subsets))
-        self.checksums = np.concatenate([subset.checksums for subset in subsets])
+        sums = np.concatenate([subset.checksums for subset in subsets])
+        self.known = {row.tobytes(): i for i, row in reversed(list(enumerate(sums)))}
         self.names = np.concatenate([subset.names for subset in subsets])
         self.ends = np.cumsum([len(subset) for subset in subsets])
-        self.folder = Path(folder)
-        clear_abandoned(self.folder)
-        self._digest = hashlib.sha256(self.checksums.tobytes()).digest()
         self._index = None
 
     def subset_of(self, duplicate):
@@ -95,23 +84,7 @@ class LeakGuard:
         images: Images (B of them), of the labelled images' size;  checksums: uint8 (B, 16);
         skip: positions in the block that are not looked at
         """
-        facts = f"{VERSION} {images.shape} {self.images.shape}".encode() + self._digest
-        key = hashlib.sha256(facts + checksums.tobytes() + str(skip).encode()).hexdigest()
-        path = self.folder / f"{key[:32]}.json"
-        try:
-            crc32, rows = json.loads(path.read_text(encoding="utf-8"))
-            if crc32 == _crc32(rows):
-                return [Duplicate(*row) for row in rows]
-        except (FileNotFoundError, ValueError, TypeError):  # not asked before, or damaged
-            pass
-        found = self._find(images, checksums, skip)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps([_crc32(found), found]))
-        return found
-
-    def _find(self, images, checksums, skip):
-        known = {row.tobytes(): i for i, row in reversed(list(enumerate(self.checksums)))}
-        match = np.array([known.get(row.tobytes(), -1) for row in checksums], np.int64)
+        match = np.array([self.known.get(row.tobytes(), -1) for row in checksums], np.int64)
         readable = np.ones(len(checksums), bool)
         readable[list(skip)] = False
         exact, others = (np.flatnonzero(here & readable) for here in (match >= 0, match < 0))
@@ -129,10 +102,6 @@ class LeakGuard:
                 ]
                 bar.update(len(chunk))
         return sorted(found)
-
-
-def _crc32(rows):
-    return zlib.crc32(json.dumps(rows).encode())
 
 
 class _Index:

@@ -25,8 +25,10 @@ class Images:
 
     @classmethod
     def of(cls, *arrays):
-        """The images of NumPy arrays uint8 (n,S,S,3), one array after the other."""
-        arrays = [_silenced(array) for array in arrays]
+        """The images of NumPy arrays uint8 (n,S,S,3), one array after the other.
+
+        A memory map is opened copy-on-write: torch warns of one that is read-only.
+        """
         maps = [array.base for array in arrays if isinstance(array.base, mmap.mmap)]
         return cls([torch.from_numpy(array) for array in arrays], maps=maps)
 
@@ -112,17 +114,3 @@ class Images:
         for first in range(0, len(self), chunk):
             pixels[first : first + chunk] = self[first : first + chunk].to(device)
         return Images([pixels], None if index is None else index.to(device))
-
-
-def _silenced(array):
-    """The array, or the same memory in a form that torch takes without warning of read-only.
-
-    A memory map is opened again as copy-on-write, which leaves the file as it is, too.
-    """
-    if array.flags.writeable:
-        return array
-    # A slice has the offset of its whole, so only a contiguous map can be opened by its offset.
-    whole = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
-    if whole and array.flags.c_contiguous:
-        return np.memmap(array.filename, array.dtype, "c", array.offset, array.shape)
-    return array.copy()

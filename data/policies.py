@@ -1,6 +1,6 @@
-"""RandAugment and TrivialAugment for whole batches, an operation of its own for every image.
+"""TrivialAugment for whole batches, an operation of its own for every image.
 
-Equal in distribution to torchvision v2's classes of these names with their defaults, which draw one
+Equal in distribution to torchvision v2's class of this name with its defaults, which draws one
 operation a call.  Here the draws of a batch are one tensor on the images' device, and everything
 that a draw means is looked up in tables made at the first batch: a training step on a GPU never
 waits for the host, nor the host for the GPU.  Operation by operation the pixels are torchvision's.
@@ -13,56 +13,42 @@ LEVELS = 31  # strengths of an operation, from none to the most
 CACHED = 1 << 18  # values that a CPU works on at a time; 2**17 to 2**19 are equally fast
 
 
-class _Policy:
-    """uint8 images (B,S,S,3) -> the same shape.  Random numbers: torch's, on the images' device."""
+class TrivialAugmentWide:
+    """uint8 images (B,S,S,3) -> the same shape: one operation at any level (Mueller & Hutter 2021).
+
+    Random numbers: torch's, on the images' device.
+    """
 
     def __init__(self):
         self._tables = {}
 
     def __call__(self, images):
-        run = transform_on_cpu if images.device.type == "cpu" else transform
         tables = self.tables(images.shape[1], images.device)
-        for _ in range(self.rounds):
-            # Rows are equally likely: one draw is an image's operation, level and sign at once.
-            row = torch.randint(len(tables[0]), (len(images),), device=images.device)
-            images = run(images, *(table.index_select(0, row) for table in tables))
-        return images
+        # Rows are equally likely: one draw is an image's operation, level and sign at once.
+        row = torch.randint(len(tables[0]), (len(images),), device=images.device)
+        run = transform_on_cpu if images.device.type == "cpu" else transform
+        return run(images, *(table.index_select(0, row) for table in tables))
 
     def tables(self, side, device):
         """`settings` on a device, made once for each size of images."""
         if (side, device) not in self._tables:
-            made = settings(self.most(side), self.levels, side)
+            made = settings(side)
             self._tables[side, device] = tuple(table.to(device) for table in made)
         return self._tables[side, device]
 
 
-class RandAugment(_Policy):
-    """Two operations, one after the other, at level 9 of 0 to 30 (Cubuk et al. 2019)."""
-
-    rounds, levels = 2, (9,)
-
-    def most(self, side):
-        """Strengths at the highest level: slope, pixels, degrees, change of a factor, bits lost."""
-        return {"Shear": 0.3, "Translate": 150 / 331 * side, "Rotate": 30, "factor": 0.9, "bits": 4}
+# Strengths at the highest level: slope, pixels, degrees, change of a factor, bits lost.
+MOST = {"Shear": 0.99, "Translate": 32, "Rotate": 135, "factor": 0.99, "bits": 6}
 
 
-class TrivialAugmentWide(_Policy):
-    """One operation at any level (Mueller & Hutter 2021)."""
-
-    rounds, levels = 1, tuple(range(LEVELS))
-
-    def most(self, side):
-        return {"Shear": 0.99, "Translate": 32, "Rotate": 135, "factor": 0.99, "bits": 6}
-
-
-def settings(most, levels, side):
+def settings(side):
     """All settings, equally likely: 14 operations x levels x 2 signs, N rows in this order.
     -> function (N,) int64, the place in FUNCTIONS; strength (N,) float32, for operations on
     colours; source (N,2,2,side) float32, for `warp`.  Where a sign means nothing a row comes twice.
     """
     functions, strengths, matrices = [], [], []
     for name, function in OPERATIONS.items():
-        strength = magnitudes(name, most)[list(levels)]
+        strength = magnitudes(name)
         other = -strength if function in SIGNED else strength
         strengths.append(torch.stack([strength, other], 1).flatten())
         functions += [FUNCTIONS.index(function)] * len(strengths[-1])
@@ -73,14 +59,14 @@ def settings(most, levels, side):
     return torch.tensor(functions), torch.cat(strengths).float(), source
 
 
-def magnitudes(name, most):
+def magnitudes(name):
     """An operation's strengths by level, without the sign: float64, from torchvision's float32."""
     if name == "Posterize":  # the mask of the bits that stay
-        bits = (8 - torch.arange(LEVELS) / ((LEVELS - 1) / most["bits"])).round()
+        bits = (8 - torch.arange(LEVELS) / ((LEVELS - 1) / MOST["bits"])).round()
         return (256 - 2 ** (8 - bits)).double()
     if name == "Solarize":  # the threshold, up to the next whole number: the values are whole
         return (255 * torch.linspace(1.0, 0.0, LEVELS).double()).float().ceil().double()
-    most = most.get(name.rstrip("XY"), most["factor"])  # three names ignore it
+    most = MOST.get(name.rstrip("XY"), MOST["factor"])  # three names ignore it
     return torch.linspace(0.0, most, LEVELS).double()
 
 

@@ -1,5 +1,8 @@
 """The pool: all its sources as one, positions running through them in the order given."""
 
+import hashlib
+import os
+import unicodedata
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
@@ -11,16 +14,15 @@ import distributed
 
 from .duplicates import SUBSETS
 from .images import Images
-from .listing import spans
-from .source import UNKNOWN
-from .sources import open_sources
+from .listing import spans, spelled
+from .sources import UNKNOWN, open_sources
 
 COUNTED = 2**24  # checksums compared at a time for copies inside the pool: 128 MB
 
 
-def open_pool(specs, data_dir, input_size, labelled=None, split=None):
+def open_pool(specs, data_dir, input_size, labelled=None, split=None, cache_dir=None):
     """-> Pool of the sources that `sources.open_sources` opens; it raises the same errors."""
-    return Pool(open_sources(specs, data_dir, input_size, labelled, split))
+    return Pool(open_sources(specs, data_dir, input_size, labelled, split, cache_dir))
 
 
 def draw(pool, size, seed):
@@ -36,19 +38,28 @@ def draw(pool, size, seed):
     return Pool([source.subset(part - start) for source, start, part in parts if len(part)])
 
 
-def reopen_pool(config, data_dir, labelled, split):
-    """The Pool of an earlier step 2.  config: its config.json as a dict
+def reopen_pool(config, data_dir, labelled, split, cache_dir=None, specs=None):
+    """The Pool of an earlier step 2.
 
+    config: its config.json as a dict;  specs: where the sources are now, None for where they were
     Raises ValueError when a source is no longer what was scored, and the errors of `open_sources`.
     """
-    pool = open_pool(config["unlabeled"], data_dir, config["input_size"], labelled, split)
+    given = specs or config["unlabeled"]
+    pool = open_pool(given, data_dir, config["input_size"], labelled, split, cache_dir)
     if config.get("pool_size"):
         pool = draw(pool, config["pool_size"], config["seed"])
-    for source in pool.sources:
-        if source.inputs["digest"] != config["pools"].get(source.name, {}).get("digest"):
+    if len(pool.sources) != len(config["pools"]):
+        raise ValueError(
+            f"step 2 scored {len(config['pools'])} pools ({', '.join(config['pools'])}), and here "
+            f"are {len(pool.sources)}; name as many with --unlabeled, in the same order"
+        )
+    for source, (name, scored) in zip(pool.sources, config["pools"].items(), strict=True):
+        source.name = name  # a folder may have another name where it is now
+        if source.inputs["digest"] != scored.get("digest"):
             raise ValueError(
-                f"the pool {source.name} has changed since step 2 scored it; "
-                f"run `python make_sample_data.py --overwrite`"
+                f"the pool {name} ({source.spec}) has changed since step 2 scored it; name the "
+                f"place of the old one with --unlabeled, or run `python make_sample_data.py "
+                f"--overwrite`"
             )
     return pool
 
@@ -69,7 +80,7 @@ class Pool:
         for start, source in zip(self.starts, sources, strict=False):
             self.unreadable |= {start + i: reason for i, reason in source.unreadable.items()}
         self.guard, self.duplicates = None, {}
-        self._skipped = self._unreadable = np.array(sorted(self.unreadable), np.int64)
+        self._skipped = np.array(sorted(self.unreadable), np.int64)
 
     def __len__(self):
         return self.starts[-1]
@@ -104,39 +115,56 @@ class Pool:
         source, i = self._find(position)
         if source.inputs["kind"] != "folder":
             return None
-        return Path(source.inputs["path"], source.names[i])
+        path, *_ = source.cache.source.place(i, source.names.raw(i))
+        return Path(os.fsdecode(path))
+
+    def unused(self):
+        """Yields (name, reason) of what is no entry of the pool, but may be an image."""
+        for source in self.sources:
+            for name, reason in source.unused:
+                yield f"{source.name}/{name}", reason
 
     def positions(self, names):
         """The position of every name: int64 (M,).  Raises ValueError for one that is not there."""
         wanted, found = set(names), {}
         for position in range(len(self)):
             name = self.name_of(position)
-            if name in wanted:
+            # An unreadable entry may repeat a name: a second member of an archive.
+            if name in wanted and (name not in found or position not in self.unreadable):
                 found[name] = position
         if missing := wanted - found.keys():
             raise ValueError(f"there is no image {min(missing)!r} in the pools")
         return np.array([found[name] for name in names])
+
+    def check_pixels(self, positions, digest):
+        """Raises ValueError unless `pixel_digest` of the entries is the one given; None for any."""
+        if digest not in (None, self.pixel_digest(positions)):
+            raise ValueError(
+                "selected images of the pool have other pixels than those that step 2 scored; "
+                "restore the files, or run `python make_sample_data.py --overwrite`"
+            )
+
+    def pixel_digest(self, positions):
+        """sha256 of the `checksums` of the entries at `positions`, each once, by position."""
+        return hashlib.sha256(self.checksums(np.unique(positions)).tobytes()).hexdigest()
 
     def find_duplicates(self, guard):
         """Look for labelled images in the pool: fills `duplicates`, which are skipped from then on.
 
         guard: LeakGuard.  Several processes each look through a part of the pool.
         """
-        self.guard, blocks = guard, list(self._blocks())
-        for block in blocks[distributed.rank() :: distributed.size()]:
-            self._ask(*block)
-        distributed.wait()  # the guard keeps its answers on the disk: all of them are there now
-        for block in blocks:
-            for found in self._ask(*block):
-                self.duplicates[block[0] + found.position] = found
+        self.guard, own = guard, {}
+        blocks = list(self._blocks())
+        for first, last, sums in blocks[distributed.rank() :: distributed.size()]:
+            skip = np.flatnonzero(~_outside(self._skipped, first, last)).tolist()
+            images = self.images.subset(torch.arange(first, last))
+            own |= {first + found.position: found for found in guard.find(images, sums, skip)}
+            self.release_pages()
+        for part in distributed.gathered(own):
+            self.duplicates |= part
+        self.duplicates = dict(sorted(self.duplicates.items()))
         skipped = self.unreadable.keys() | self.duplicates.keys()
         self._skipped = np.array(sorted(skipped), np.int64)
-
-    def _ask(self, first, last, sums):
-        skip = np.flatnonzero(~_outside(self._unreadable, first, last)).tolist()
-        found = self.guard.find(self.images.subset(torch.arange(first, last)), sums, skip)
-        self.release_pages()
-        return found
 
     def release_pages(self):
         """See `Images.release_pages`."""
@@ -186,16 +214,26 @@ class Pool:
         return counts
 
     def tags(self, classes, first, last):
-        """The class that the folder of each entry is named after, -1 for none: int64 (n,)."""
-        numbers = {_plain(name): number for number, name in enumerate(classes)}
+        """The class that the folder of each entry is named after: int64 (n,); -1 for none, and -2
+        for two: one that differs from both in upper case, spaces or Unicode form.
+        """
+        exact, folded = {}, {}
+        for number, name in enumerate(map(spelled, classes)):
+            exact[name] = number
+            folded[_plain(name)] = -2 if _plain(name) in folded else number
         tags = map(self.folder_of, range(first, last))
-        return np.array([numbers.get(_plain(tag), -1) for tag in tags], np.int64)
+        return np.array([exact.get(tag, folded.get(_plain(tag), -1)) for tag in tags], np.int64)
 
     def check_tags(self, classes):
-        """Raises ValueError when no folder is named after a class."""
-        tags = (self.tags(classes, first, last) for first, last, _ in self._blocks())
+        """Raises ValueError when no folder is named after a class, or one after two."""
+        tags = [self.tags(classes, first, last) for first, last, _ in self._blocks()]
         if not any((some >= 0).any() for some in tags):
             raise ValueError(f"no folder of the pool is named after a class such as {classes[0]!r}")
+        if len(two := np.flatnonzero(np.concatenate(tags) == -2)):
+            raise ValueError(
+                f"the folder {self.folder_of(two[0])!r} of the pool could be named after two "
+                f"classes; rename it to one of them exactly"
+            )
 
     def checksums(self, positions):
         """`checksums` of the entries at `positions` (M,), ascending: uint8 (M, 16)."""
@@ -209,11 +247,12 @@ class Pool:
     def count_copies(self):
         """How many readable entries have the same pixels, as resized, as an earlier one."""
         passes, copies = -(-len(self) // COUNTED), 0  # several over a large pool bound the memory
+        unreadable = np.array(sorted(self.unreadable), np.int64)
         for number in range(passes):
             keys = []
             for first, last, sums in self._blocks():
                 key = sums[:, :8].copy().view(np.uint64)[:, 0]
-                key = key[_outside(self._unreadable, first, last)]
+                key = key[_outside(unreadable, first, last)]
                 keys.append(key[key % passes == number])
             keys = np.concatenate(keys)
             copies += len(keys) - len(np.unique(keys))
@@ -229,4 +268,4 @@ def _outside(positions, first, last):
 
 
 def _plain(name):
-    return name.lower().replace(" ", "_")
+    return unicodedata.normalize("NFC", name).lower().replace(" ", "_")

@@ -7,11 +7,12 @@ import zipfile
 import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from files import whole_file
+
+from .decode import cv2
 from .listing import spans
-from .whole_file import whole_file
 
 HEADER = ["image", "label", "score", "rank"]
 

@@ -15,10 +15,11 @@ class Split:
     heldout: torch.Tensor
 
 
-def split(labels, seed, labels_per_class=None, val_per_class=0, classes=None):
+def split(labels, seed, labels_per_class=None, val_per_class=0, classes=None, val=None):
     """Cut a training set into labelled, validation and held-out images.
 
     labels: int64 (N,), in canonical order;  seed: 0 .. 2**32 - 1;  classes: names, for the error
+    val: int64, positions of the validation images where they are given; none are cut then
     -> Split with, of every class, val_per_class validation images, labels_per_class labelled ones
     (None: all the others, so that none are held out), and the rest held out
 
@@ -31,11 +32,15 @@ def split(labels, seed, labels_per_class=None, val_per_class=0, classes=None):
         raise ValueError(f"--labels-per-class is {labels_per_class}; it must be at least 1")
     if val_per_class < 0:
         raise ValueError(f"--val-per-class is {val_per_class}; it must be at least 0")
+    given, free = [], np.ones(len(labels), bool)
+    if val is not None:
+        given, val_per_class = [val.numpy()], 0
+        free[val.numpy()] = False
     random = np.random.RandomState(seed)
     chosen = {"labelled": [], "val": [], "heldout": []}
     needed = val_per_class + (labels_per_class or 1)
     for label in range(int(labels.max()) + 1):
-        members = np.flatnonzero(labels == label)
+        members = np.flatnonzero((labels == label) & free)
         if len(members) < needed:
             name = classes[label] if classes else label
             raise ValueError(
@@ -48,6 +53,7 @@ def split(labels, seed, labels_per_class=None, val_per_class=0, classes=None):
         chosen["val"].append(members[:val_per_class])
         chosen["labelled"].append(members[val_per_class:end])
         chosen["heldout"].append(members[end:])
+    chosen["val"] += given
     positions = {name: np.sort(np.concatenate(several)) for name, several in chosen.items()}
     return Split(**{name: torch.from_numpy(index).long() for name, index in positions.items()})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 import predict
-from data import Unreadable
+from data.decode import Unreadable
 from ranking import select as selection_of
 
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t, two-sided, by the number of seeds

@@ -50,7 +50,10 @@ import main
 import make_sample_data
 import predict
 import student_train
-from data import Normalise, fit_square, open_pool, selection
+from data import selection
+from data.augment import Normalise
+from data.decode import fit_square
+from data.pool import open_pool
 from lab import checks
 from report import figures
 from stages import checkpoint

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from stages import flags
+from stages.flags import path
 
 
 def parse(argv):
@@ -18,10 +19,12 @@ def parse(argv):
     parser.prog = "-m report"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     add = parser.add_argument
-    add("--output", type=Path, metavar="FILE",
+    add("--output", type=path, metavar="FILE",
         help="default report.html in RUN, of several in the folder that they share")  # fmt: skip
-    add("--data-dir", type=Path, metavar="DIR",
+    add("--data-dir", type=path, metavar="DIR",
         help="where data sets are (default: where they were)")  # fmt: skip
+    add("--cache-dir", type=path, metavar="DIR", help="where decoded images are (the same)")
+    add("--unlabeled", nargs="+", metavar="SPEC", help="the pools of step 2 (the same)")
     add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
         help="predicts the test images (default auto)")  # fmt: skip
     return parser.parse_args(argv)
@@ -30,7 +33,7 @@ def parse(argv):
 if __name__ == "__main__":
     parse(None)  # --help and wrong flags, before torch is imported
 
-from data import write_text
+from files import write_text
 from report import page
 from stages.device import set_up_device
 from stages.program import program
@@ -41,7 +44,8 @@ from stages.whole_run import command_of, read_run
 def main(argv=None):
     args = parse(argv)
     device = set_up_device(args.device)
-    runs = [read_run(folder, args.data_dir, device) for folder in args.runs]
+    places = args.cache_dir, args.unlabeled
+    runs = [read_run(folder, args.data_dir, device, *places) for folder in args.runs]
     output = args.output or shared_folder(args.runs) / "report.html"
     write_text(output, page.render(runs, command_of))
     print(f"written to {output} ({output.stat().st_size / 1e6:.1f} MB); open it in a browser")

@@ -10,7 +10,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
-from data import UNKNOWN
+from data.sources import UNKNOWN
 
 from .diagnostics import confusion, most_confused, verdicts
 from .tables import flat, shorten

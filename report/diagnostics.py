@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data import NO_CLASS, UNKNOWN
+from data.sources import NO_CLASS, UNKNOWN
 
 TENTHS = 10  # of K: the steps in rank that scores and accuracy are given for
 

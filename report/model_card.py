@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from data import called
+from data.labelled import called
 from models.hub import LICENCE, name_in_zoo
 
 from .tables import labels_right

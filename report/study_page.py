@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import write_text
+from files import write_text
 from trials.rows import accuracies, chain, last_rows
 
 from .statistics import Table, verdict_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from data import whole_file
+from files import whole_file
 from models import others, weights
 from models.weights import FORMAT, rebuild
 from models.weights import start_from as start_from  # for those who load a checkpoint with `load`

@@ -20,7 +20,7 @@ from .program import say
 
 # The names of what data/, engine.py and ranking.py have; a test compares them.
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
-POLICIES = ("none", "crop", "crop-flip", "randaugment", "trivialaugment")
+POLICIES = ("none", "crop", "crop-flip", "trivialaugment")
 SCHEDULES = ("cosine", "halving", "steps")
 STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -207,6 +207,8 @@ _TEXTS = {
     "run-dir": "where the stages are; a folder of its own for every experiment (default "
     "runs/<preset>)",
     "data-dir": "where data sets are, or go when they are downloaded (default datasets)",
+    "cache-dir": "where decoded images are kept (default DATA_DIR/cache; with --dataset folder "
+    "datasets/cache)",
     "dataset": f"the labelled images: {', '.join(LABELLED_SETS)}, or tags:POOL; folder: your own, "
     "DATA_DIR/train/<class>/*; tags: the names of a pool's folders, learnt with the preset's "
     f"settings of step 3 {usual('dataset')}",
@@ -255,6 +257,7 @@ def stage_parser(description, *parts):
     add("seed", type=number(int, 0, 2**31), metavar="N")
     add("resume", action=Boolean)
     add("overwrite", action=Boolean)
+    rare("cache-dir", type=path, metavar="DIR")
     rare("input-size", type=number(int, 8, 1024), metavar="N")
     rare("labels-per-class", type=number(int, 1), metavar="N")
     rare("val-per-class", type=number(int, 1), metavar="N")

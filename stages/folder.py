@@ -19,6 +19,8 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from files import sha256_of_file
+
 try:
     import fcntl
 except ImportError:  # Windows, where nothing keeps a second writer out
@@ -162,12 +164,6 @@ def read_records(folder):
     result = read_record(folder / "result.json")
     check_file(folder / "config.json")
     return read_record(folder / "config.json"), result
-
-
-def sha256_of_file(path):
-    """sha256 of a file's content, as 64 hexadecimal digits.  Raises OSError."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hashes_of(folder):

@@ -11,7 +11,8 @@ DEFAULT_PRESET = "cifar100"
 
 
 def inherit(flags, earlier=None, stage=None):
-    """The settings that all four stages share: a dict of INHERITED and data_dir.
+    """The settings that all four stages share: a dict of INHERITED, data_dir and
+    cache_dir (None for the usual one, see prepare.cache_of).
 
     flags     the same names, and others; None where a flag was not given
     earlier   config.json of the stage before, or of this stage if it is resumed; None for step 1
@@ -24,7 +25,8 @@ def inherit(flags, earlier=None, stage=None):
         preset = override(PRESETS[name], **{n: flags[n] for n in own})
         settings = {"preset": name, "seed": flags["seed"] or 0}
         settings |= {n: getattr(preset, n) for n in own}
-        return settings | {"data_dir": flags["data_dir"] or Path("datasets")}
+        data_dir = flags["data_dir"] or Path("datasets")
+        return settings | {"data_dir": data_dir, "cache_dir": flags.get("cache_dir")}
     settings = {name: earlier[name] for name in INHERITED}
     for name in INHERITED:
         given = flags[name]
@@ -38,7 +40,10 @@ def inherit(flags, earlier=None, stage=None):
             f"{flag} {given} contradicts the stage {earlier['stage']}, made with {earlier[name]}; "
             f"leave the flag out, or use another --run-dir and start from step 1"
         )
-    return settings | {"data_dir": flags["data_dir"] or Path(earlier["data_dir"])}
+    for name in ("data_dir", "cache_dir"):
+        place = flags.get(name) or earlier.get(name)
+        settings[name] = place and Path(place)
+    return settings
 
 
 def recipe_in_force(preset, flags, saved=None, examples=None):
@@ -66,7 +71,7 @@ def check_unchanged(saved, now):
     saved, now: the contents of config.json
     """
     saved, now = _without_places(saved), _without_places(now)
-    for name in sorted(saved.keys() & now.keys() - {*_AROUND, "data_dir", "started"}):
+    for name in sorted(saved.keys() & now.keys() - {*_AROUND, "data_dir", "cache_dir", "started"}):
         was, wish = saved[name], now[name]
         if was == wish:
             continue

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import distributed
-from data import named, write_json, write_text
+from files import named, write_json, write_text
 
 from .folder import (
     LOCK,

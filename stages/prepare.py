@@ -16,10 +16,14 @@ from typing import NamedTuple
 import torch
 
 import distributed
-from data import LeakGuard, draw, load_labelled, open_pool, split, tagged
+from data.duplicates import LeakGuard
+from data.labelled import load_labelled, tagged
+from data.pool import draw, open_pool
+from data.sources import absolute
+from data.splits import split
 from engine import count_steps
+from files import sha256_of_file
 from models import build_model, check_name, head_of, others
-from models.download import sha256_of_file
 from models.hub import HUB, MEAN, STD, hub_name, hub_weights
 from presets import PRESETS, override
 from topk import MAX_POSITION
@@ -54,6 +58,8 @@ def prepare_training(given, stage, device, parent=None, examples=None, **own):
     examples: (labelled, split, settings) -> images, labels to learn; by default the labelled ones
     own: of config.json what only this step has
     """
+    if (given["dataset"] or "").startswith(TAGS):
+        given = given | {"dataset": TAGS + absolute(given["dataset"].removeprefix(TAGS))}
     settings = inherit(given, stage.saved or (parent and parent.config), stage.name)
     path = parent.product if stage.name == "finetuned" else given.get("weights")
     start = starting_point(path, settings["data_dir"])
@@ -220,8 +226,8 @@ def prepare_scoring(given, stage, device):
     compute = settle_compute(device, given, stage.saved, teacher.model, size, chunk)
     labelled, parts = load_dataset(settings, configs[0], teacher.classes)
     tell("reading the pool")
-    specs = given["unlabeled"] or list(preset.unlabeled)
-    pool = open_pool(specs, settings["data_dir"], size, labelled, parts)
+    specs = [absolute(spec) for spec in given["unlabeled"] or preset.unlabeled]
+    pool = open_pool(specs, settings["data_dir"], size, labelled, parts, cache_of(settings))
     if given["pool_size"]:
         pool = draw(pool, given["pool_size"], settings["seed"])
     if len(pool) > MAX_POSITION:
@@ -245,9 +251,7 @@ def prepare_scoring(given, stage, device):
         save_scores=given["save_scores"] or len(pool) <= SCORES_UP_TO,
         **{name: given[name] for name in names},
     )
-    guard = None
-    if not given["keep_duplicates"]:
-        guard = LeakGuard(labelled, parts, settings["data_dir"] / "cache" / "duplicates")
+    guard = None if given["keep_duplicates"] else LeakGuard(labelled, parts)
     return ScoringJob(stage, stage.settle(config), compute, teacher, pool, guard)
 
 
@@ -281,11 +285,17 @@ def load_dataset(settings, earlier=None, classes=None):
         return labelled, parts
     with distributed.in_turns():  # the first process downloads and decodes
         name, folder, size = (settings[n] for n in ("dataset", "data_dir", "input_size"))
-        labelled = load_labelled(name, folder, size)
+        labelled = load_labelled(name, folder, size, cache_of(settings))
     _check_same(labelled, earlier, classes)
     per_class = settings["labels_per_class"], settings["val_per_class"]
     seed, names = settings["seed"], labelled.classes
-    return labelled, split(labelled.train.labels, seed, *per_class, classes=names)
+    return labelled, split(labelled.train.labels, seed, *per_class, names, labelled.val)
+
+
+def cache_of(settings):
+    """The folder of decoded images.  One's own class folders may be read-only: not beside them."""
+    usual = "datasets" if settings["dataset"] == "folder" else settings["data_dir"]
+    return Path(settings.get("cache_dir") or Path(usual, "cache"))
 
 
 def _load_tags(settings):
@@ -296,8 +306,8 @@ def _load_tags(settings):
     own = ("dataset", "labels_per_class", "val_per_class")
     labelled, parts = load_dataset(settings | {name: getattr(preset, name) for name in own})
     spec = settings["dataset"].removeprefix(TAGS)
-    pool = open_pool([spec], data_dir, settings["input_size"], labelled, parts)
-    pool.find_duplicates(LeakGuard(labelled, parts, data_dir / "cache" / "duplicates"))
+    pool = open_pool([spec], data_dir, settings["input_size"], labelled, parts, cache_of(settings))
+    pool.find_duplicates(LeakGuard(labelled, parts))
     return tagged(pool, settings["seed"])
 
 
@@ -349,6 +359,7 @@ def config_of(stage, settings, labelled, normalisation, compute, parent=None, **
         **settings,
         **own,
         "data_dir": str(settings["data_dir"]),
+        "cache_dir": settings.get("cache_dir") and str(settings["cache_dir"]),
         "normalisation": {"mean": mean, "std": std},
         "device": compute.device.type,
         "device_name": device_name(compute.device),

@@ -14,7 +14,10 @@ import torch
 from tqdm import tqdm
 
 import distributed
-from data import LeakGuard, Normalise, Pool, selection
+from data import selection
+from data.augment import Normalise
+from data.duplicates import LeakGuard
+from data.pool import Pool
 from engine import predict
 from ranking import Selector
 

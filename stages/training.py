@@ -11,8 +11,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from tqdm import tqdm
 
 import distributed
-from data import Augment, Images, LabelledImages, LabelledSet, Normalise, whole_file
+from data.augment import Augment, Normalise
+from data.images import Images
+from data.labelled import LabelledImages, LabelledSet
 from engine import TrainState, accuracy, count_steps, fit, predict
+from files import whole_file
 from models import head_of
 from presets import Training
 

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import LabelledImages, Normalise, Pool, reopen_pool, selection
+from data import selection
+from data.augment import Normalise
+from data.labelled import LabelledImages
+from data.pool import Pool, reopen_pool
 from engine import predict
 from presets import PRESETS
 
@@ -18,7 +21,7 @@ from . import checkpoint
 from .folder import STAGES, state_of
 from .inherit import INHERITED, inherit
 from .lifetime import read_stage
-from .prepare import TRAININGS, load_dataset
+from .prepare import TRAININGS, cache_of, load_dataset
 from .training import EVALUATED
 
 
@@ -40,10 +43,11 @@ class WholeRun:
     skipped_at: np.ndarray | None = None  # their positions in the pool
 
 
-def read_run(folder, data_dir, device):
+def read_run(folder, data_dir, device, cache_dir=None, unlabeled=None):
     """-> WholeRun
 
-    data_dir: where the data are now, None for where they were;  device: predicts the test images
+    data_dir, cache_dir, unlabeled: where the data are now, None for where they were
+    device: predicts the test images
     Raises FileNotFoundError where no stage has finished, and the errors of `read_stage`,
     `load_dataset` and `reopen_pool`.
     """
@@ -55,13 +59,15 @@ def read_run(folder, data_dir, device):
             f"`python main.py` for it first, or name another run folder"
         )
     first = next(iter(stages.values())).config
-    settings = inherit({**dict.fromkeys(INHERITED), "data_dir": data_dir}, first)
+    flags = dict.fromkeys(INHERITED) | {"data_dir": data_dir, "cache_dir": cache_dir}
+    settings = inherit(flags, first)
     labelled, split = load_dataset(settings, first)
     missing = {stage: state for stage, state in states.items() if state != "finished"}
     run = WholeRun(folder, stages, missing, labelled.classes, labelled.test)
     for name, stage in stages.items():
         if name == "samples":
-            _read_selection(run, stage, settings["data_dir"], labelled, split)
+            places = settings["data_dir"], labelled, split, cache_of(settings), unlabeled
+            _read_selection(run, stage, labelled, places)
         else:
             lines = (stage.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             run.metrics[name] = [json.loads(line) for line in lines]
@@ -78,17 +84,19 @@ def _test_logits(stage, images, device):
     return torch.cat([logits.float().cpu() for _, logits in parts])
 
 
-def _read_selection(run, stage, data_dir, labelled, split):
+def _read_selection(run, stage, labelled, places):
     names, label, score, rank = selection.read_selection(stage.product, len(labelled.classes))
-    run.pool = pool = reopen_pool(stage.config, data_dir, labelled, split)
+    run.pool = pool = reopen_pool(stage.config, *places)
     position = pool.positions(names)
+    pool.check_pixels(position, stage.result.get("selected_pixels"))
     run.rows = position, label, score, rank, pool.truth_of(position)
     scores = stage.folder / "scores.npz"
     if scores.exists():
         with np.load(scores) as columns:
             run.scores = columns["score"][:, 0]
     with open(stage.folder / "skipped.csv", newline="", encoding="utf-8") as file:
-        run.skipped = [tuple(row) for row in csv.reader(file)][1:]
+        rows = [tuple(row) for row in csv.reader(file)][1:]
+    run.skipped = [row for row in rows if not row[1].startswith("not used")]  # of the pool
     run.skipped_at = pool.positions([name for name, _ in run.skipped])
 
 

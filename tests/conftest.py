@@ -92,7 +92,8 @@ def folder_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_flags(folder_data):
     """The flags that say what the data are."""
-    return (*f"--preset demo --dataset folder {SMALL}".split(), "--data-dir", str(folder_data))
+    words = *f"--preset demo --dataset folder {SMALL}".split(), "--data-dir", str(folder_data)
+    return *words, "--cache-dir", str(folder_data / "cache")
 
 
 @pytest.fixture(scope="session")

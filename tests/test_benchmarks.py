@@ -29,7 +29,8 @@ from benchmarks import (
     throughput,
     timing,
 )
-from data import Normalise, write_json
+from data.augment import Normalise
+from files import write_json
 from presets import PRESETS, Training
 
 JOB = baselines.Job("resnet8", 16, 4, torch.device("cpu"), torch.bfloat16)

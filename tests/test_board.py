@@ -9,7 +9,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util import tensor_util
 from torch.utils.tensorboard import SummaryWriter
 
-from data import NO_CLASS, UNKNOWN
+from data.sources import NO_CLASS, UNKNOWN
 from report.board import Board
 from report.diagnostics import SelectedRows
 from report.figures import GREEN, RED

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from data import NO_CLASS
+from data.sources import NO_CLASS
 from report.diagnostics import (
     SelectedRows,
     confusion,

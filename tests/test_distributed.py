@@ -16,7 +16,7 @@ import torch
 from conftest import LATER, assert_same_training, result_of
 
 import distributed
-from data import Augment, Normalise
+from data.augment import Augment, Normalise
 from engine import TrainState, fit
 from presets import Training
 

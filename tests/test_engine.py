@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import engine
-from data import Images
 from data.augment import Augment, Normalise
+from data.images import Images
 from engine import TrainState
 from presets import Training
 

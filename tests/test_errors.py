@@ -50,7 +50,7 @@ def test_a_pool_that_cannot_be_downloaded_names_the_way_out(
     run_before, refused, monkeypatch, closed_port
 ):
     monkeypatch.setattr(
-        "data.named_pools.TINY_IMAGENET_URL", f"http://127.0.0.1:{closed_port}/tiny.zip"
+        "data.sources.TINY_IMAGENET_URL", f"http://127.0.0.1:{closed_port}/tiny.zip"
     )
     error = refused("samples", run_before("samples"), "--unlabeled tiny-imagenet")
     assert "tiny-imagenet" in error and "heldout" in error

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 import export
-from data import Normalise, write_json
+from data.augment import Normalise
 from engine import predict
+from files import write_json
 from stages import checkpoint
 from stages.folder import hashes_of, read_record, sealed
 

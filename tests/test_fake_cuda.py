@@ -15,7 +15,8 @@ from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from data import Augment, Images, Normalise
+from data.augment import Augment, Normalise
+from data.images import Images
 from engine import TrainState, fit, predict
 from models import build_model
 from presets import Training
@@ -157,7 +158,6 @@ WHERE = {
         ({}, {}),
         ({"ema_decay": 0.9, "label_smoothing": 0.1}, {}),
         ({}, {"policy": "crop"}),
-        ({}, {"policy": "randaugment"}),
         ({}, {"policy": "trivialaugment"}),
         ({}, {"policy": "crop-flip", "precision": torch.float32}),
         ({}, {"mixup": 0.4, "cutmix": 1.0, "mixed": 0.5}),

@@ -13,7 +13,8 @@ from conftest import LATER, STAGES, assert_same_training, result_of
 from test_resume import every_step, finish_in_pieces, stop_after  # noqa: F401 - fixtures
 
 import ranking
-from data import POLICIES, Augment, Images, Normalise
+from data.augment import POLICIES, Augment, Normalise
+from data.images import Images
 from engine import TrainState, fit, predict
 from models import build_model
 from presets import Training

@@ -19,8 +19,9 @@ import pytest
 import torch
 import torchvision
 
-from data import decode, load_labelled, split
-from data.decode import fit_square, pixel_hash
+from data.decode import decode, fit_square, pixel_hash
+from data.labelled import load_labelled
+from data.splits import split
 from models import download as download_module
 
 

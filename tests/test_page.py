@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data import load_labelled
+from data.labelled import load_labelled
 from report.__main__ import main
 from stages.folder import STAGES, read_record
 from stages.whole_run import command_of, rival_of

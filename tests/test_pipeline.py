@@ -14,7 +14,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import student_train
-from data import Images, selection
+from data import selection
+from data.images import Images
 from presets import PRESETS
 
 TRAINED = ("teacher", "student", "finetuned")

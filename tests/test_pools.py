@@ -24,26 +24,21 @@ import pytest
 import torchvision
 from PIL import Image
 
-from data import (
-    NO_CLASS,
-    Pool,
+from data import selection
+from data import sources as sources_module
+from data.cache import Cache
+from data.decode import (
     Unreadable,
     checksums,
     decode,
-    draw,
     fit_square,
-    load_labelled,
-    named_pools,
-    open_pool,
     pixel_hash,
-    selection,
-    split,
 )
-from data import cache as cache_module
-from data.cache import Cache
-from data.files import LOST, list_tars
-from data.listing import MemorySource
-from data.sources import open_sources
+from data.labelled import load_labelled
+from data.listing import LOST, MemorySource, list_tars
+from data.pool import Pool, draw, open_pool
+from data.sources import NO_CLASS, open_sources
+from data.splits import split
 from data.workers import Worker
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX names, links and FIFOs")
@@ -252,7 +247,8 @@ def test_strange_names_links_and_pipes(tmp_path):
         "pipe.png": "not a regular file",
     }
     good = set(source.names) - {source.names[i] for i in source.unreadable}
-    assert good == {"good.png", "link.png", "new\nline.png", "x" * 251 + ".png"}
+    far = "folder.png/far.png"  # through a link to a folder
+    assert good == {"good.png", "link.png", "new\nline.png", "x" * 251 + ".png", far}
 
 
 @posix
@@ -368,16 +364,17 @@ def test_interrupted_cache_leaves_nothing(tmp_path, error):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_full_disk_is_an_error_not_a_crash(tmp_path, monkeypatch):
     write(tmp_path / "pool" / "a.png", picture())
-    create = cache_module._create_npy
+    create = np.lib.format.open_memmap
 
-    def on_full_disk(path, shape):
-        offset = create(path, shape)
-        path.unlink()
-        path.symlink_to("/dev/full")
-        return offset
+    def on_full_disk(path, mode, *rest):
+        made = create(path, mode, *rest)
+        if mode == "w+":
+            path.unlink()
+            path.symlink_to("/dev/full")
+        return made
 
     with monkeypatch.context() as full:
-        full.setattr(cache_module, "_create_npy", on_full_disk)
+        full.setattr(np.lib.format, "open_memmap", on_full_disk)
         with pytest.raises(OSError, match="No space left"):
             open_sources([tmp_path / "pool"], tmp_path, 32)
     assert list((tmp_path / "cache").iterdir()) == []
@@ -753,12 +750,12 @@ def test_tiny_imagenet_is_downloaded_once(tmp_path, monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/tiny.zip"
-        monkeypatch.setattr(named_pools, "TINY_IMAGENET_URL", address)
+        monkeypatch.setattr(sources_module, "TINY_IMAGENET_URL", address)
         with pytest.raises(ConnectionError, match=r"cannot download tiny-imagenet.*corrupted"):
             open_sources(["tiny-imagenet"], tmp_path / "data", 32)  # not the official checksum
         assert not list((tmp_path / "data").glob("tiny-imagenet-200*"))
         checksum = hashlib.md5((site / "tiny.zip").read_bytes()).hexdigest()
-        monkeypatch.setattr(named_pools, "TINY_IMAGENET_MD5", checksum)
+        monkeypatch.setattr(sources_module, "TINY_IMAGENET_MD5", checksum)
         [source] = open_sources(["tiny-imagenet"], tmp_path / "data", 32)
         server.shutdown()
     [again] = open_sources(["tiny-imagenet"], tmp_path / "data", 32)  # offline now
@@ -787,12 +784,13 @@ def test_opencv_obeys_the_pixel_limit_before_it_takes_memory_and_keeps_quiet():
     # 10000 x 10000 is above our limit and below OpenCV's own.
     pytest.importorskip("resource")
     program = (
-        "import sys, resource, data\n"
+        "import sys, resource\n"
+        "from data.decode import Unreadable, decode\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "before = peak()\n"
         "for size in map(int, sys.argv[1:]):\n"
-        "    try: print(data.decode(sys.stdin.buffer.read(size)).shape)\n"
-        "    except data.Unreadable as reason: print(reason)\n"
+        "    try: print(decode(sys.stdin.buffer.read(size)).shape)\n"
+        "    except Unreadable as reason: print(reason)\n"
         "print(peak() - before)"
     )
     contents = png_claiming(10000, 10000), BROKEN["cut.png"][0], *BOMBS.values()

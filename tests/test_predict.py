@@ -14,9 +14,9 @@ from sklearn.datasets import load_sample_images
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import predict
-from data import decode, fit_square
+from data.decode import decode, fit_square
+from files import sha256_of_file
 from models import build_model, hub
-from models.download import sha256_of_file
 from report import predictions
 
 

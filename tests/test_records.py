@@ -15,7 +15,9 @@ from conftest import words_of
 import export
 import main
 import predict
-from data import cache, load_labelled, write_json
+from data import cache
+from data.labelled import load_labelled
+from files import sha256_of_file, write_json
 from stages import folder as folders
 from stages import program, training
 
@@ -77,7 +79,7 @@ def refuses(capsys):
 def test_the_result_has_the_hash_of_every_file_and_both_records_their_own(folder_run):
     for stage, name in FILES:
         files = folders.read_record(folder_run / stage / "result.json")["files"]
-        assert files[name] == folders.sha256_of_file(folder_run / stage / name)
+        assert files[name] == sha256_of_file(folder_run / stage / name)
         content = json.loads((folder_run / stage / "config.json").read_text())
         assert list(content)[-1] == "sha256"
 

@@ -16,7 +16,7 @@ import pytest
 
 import claims
 import study
-from data import load_labelled
+from data.labelled import load_labelled
 from presets import PRESETS
 from report.statistics import Table
 from trials import runs as runs_module

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from data import whole_file, write_json, write_text
+from files import whole_file, write_json, write_text
 
 
 def test_a_file_is_replaced_at_the_end_and_not_before(tmp_path):

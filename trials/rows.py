@@ -23,7 +23,7 @@ One setting has one row a precision.  A row of another machine is never replaced
 import csv
 from pathlib import Path
 
-from data import whole_file
+from files import whole_file
 
 COLUMNS = ("identity", "key", "parent", "preset", "step", "seed", "arms", "settings", "images")
 COLUMNS += ("multiply_adds", "seconds", "val_top1", "test_top1", "selected", "labels_right")

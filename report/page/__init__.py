@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jinja2
 
-from data import called
+from data.labelled import called
 from report import curves
 from report.tables import TRAININGS, flat
 

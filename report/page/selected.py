@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data import UNKNOWN
+from data.sources import UNKNOWN
 from report import diagnostics, figures
 from report.diagnostics import SelectedRows, count_labels, rank_bin, verdicts
 

@@ -1,16 +1,25 @@
-"""Files that appear whole or not at all: a reader sees the old file or the new one."""
+"""Files that appear whole or not at all, and the one sha256.  Nothing here imports torch.
 
+A reader sees the old file or the new one, whatever happens while it is written.
+"""
+
+import hashlib
 import json
 import os
+import secrets
 import shutil
 import socket
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import distributed
-
 ABANDONED = 3600  # seconds without a change after which another machine's process counts as dead
+
+
+def sha256_of_file(path):
+    """sha256 of a file's content, as 64 hexadecimal digits.  Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -24,6 +33,19 @@ def named(path):
         raise
 
 
+def unfinished(path):
+    """A path beside `path` that nobody else uses: it says which process of which machine has it."""
+    word = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return Path(path).with_name(f"{Path(path).name}.partial-{word}")
+
+
+def _machine():
+    """The machine's name; on Linux also its space of process numbers: a container has its own."""
+    with suppress(OSError):
+        return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
+    return socket.gethostname()
+
+
 @contextmanager
 def whole_file(path):
     """Gives a temporary path beside `path`; what is there at the end is moved to `path`.
@@ -33,10 +55,10 @@ def whole_file(path):
 
     path: a file, or a folder that does not exist yet or is empty; in a folder that exists
     On any error, also Ctrl-C, the temporary file or folder is removed and `path` stays as it was.
-    The temporary name is the process's own, so that several processes may write the same path.
+    Several processes and threads may write the same path: the last one wins.
     """
     path = Path(path)
-    partial = path.with_name(f"{path.name}.partial-{distributed.unique_name()}")
+    partial = unfinished(path)
     try:
         with named(path):
             yield partial
@@ -59,15 +81,19 @@ def remove(path):
 
 def clear_abandoned(folder, name="*"):
     """Remove what killed processes have left of unfinished files or folders of this name, which may
-    be a pattern; others may be writing there.
+    be a pattern.
 
-    Whether a process of this machine lives is known at once.
+    What a living process of this machine has is never removed, however old it looks.
     """
     for partial in folder.glob(f"{name}.partial-*"):
         with suppress(OSError, ValueError):  # just finished, or just cleared by another process
-            machine, _, process = partial.name.rpartition(".partial-")[2].rpartition("-")
-            dead = machine == socket.gethostname() and not _lives(int(process))
-            if dead or time.time() - _last_change(partial) > ABANDONED:
+            owner = partial.name.rpartition(".partial-")[2]
+            machine, process, _ = owner.rsplit("-", 2)
+            if machine == _machine():
+                dead = not _lives(int(process))
+            else:
+                dead = time.time() - _last_change(partial) > ABANDONED
+            if dead:
                 remove(partial)
 
 
