@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
     def print_all(self, rare):
         for action in [] if rare else self._actions:
-            short = action.help.partition(" [")[0]  # without the presets' values
+            short = (action.help or "").partition(" [")[0]  # without the presets' values
             action.help = HIDDEN if action in self._rare else short
         self.print_help()
 
