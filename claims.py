@@ -747,15 +747,15 @@ def _gentle(arm, rate):
 
 def _teacher_strength(settings, preset):
     """In place of the size ladder of `teacher-capacity`, which never had a stronger teacher.  The
-    order of the teachers is that of their own mean validation accuracy over the seeds
+    order of the teachers is that of their own validation accuracy with seed 0
     (docs/results/strong-teacher.json), fixed before any student ran.  Two rates of fine-tuning for
     every teacher; validation chooses.
     """
     kinds = {
         "ResNet-8, 80,000 images": Arm("", {"epochs": Images(0.25)}),
         "ResNet-8": PIPELINE,
-        "ResNet-8, 1,280,000 images": Arm("", {"epochs": Images(4)}),
         "four ResNet-8": Arm("", members=4),
+        "ResNet-8, 1,280,000 images": Arm("", {"epochs": Images(4)}),
         "Lite0 at 64 px": Arm("", lite0(64), student=_small(settings)),
         "Lite0 at 96 px": Arm("", lite0(96), student=_small(settings)),
     }

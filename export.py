@@ -6,8 +6,7 @@
 
 Reads    a finished stage (teacher, student or finetuned) and, for the card, those it was made from
 Writes   OUT/<network>_<data set>-<first 8 digits of its sha256>.pth and the same name with .md;
-         with --hub-folder OUT/config.json, model.safetensors and README.md, ready to upload with
-         that hub's own client
+         with --hub-folder OUT/config.json, model.safetensors and README.md; --push uploads these
 
 .pth loads with torch.load(..., weights_only=True) on any machine and through torch.hub (see
 hubconf.py); it and .safetensors serve wherever this project takes a checkpoint.  The hash in the
@@ -15,29 +14,42 @@ name lets torch.hub tell a whole download from a broken one.
 """
 
 import os
+import re
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from stages import flags
+from stages.program import begin
 
 FORMATS = ("pth", "safetensors", "onnx")  # also the suffixes of the files
+HUB_FOLDER = ("config.json", "model.safetensors", "README.md")
+LICENCES = ("mit", "apache-2.0", "bsd-3-clause", "gpl-3.0", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0")
+LICENCES += ("cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "other", "unknown")
 
 
 def parse(argv):
     parser = flags.bare_parser(__doc__)
-    parser.add_argument("stage", type=Path, metavar="STAGE", help="such as runs/cifar100/finetuned")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
-    parser.add_argument("--licence", default="MIT", help="of the weights, for the card; "
-                        "your decision (default MIT, as the code)")  # fmt: skip
-    parser.add_argument("--format", choices=FORMATS, default="pth", help="default pth")
-    parser.add_argument("--hub-folder", action=flags.Boolean, help="write what a model hub wants")
+    add = parser.add_argument
+    add("stage", type=flags.path, metavar="STAGE", help="such as runs/cifar100/finetuned")
+    add("out", type=flags.path, metavar="OUT", help="folder to write to")
+    text = "of the weights, as model hubs name it (default: mit, or that of the published weights "
+    text += "that the training started from)"
+    add("--licence", choices=LICENCES, type=lambda name: "-".join(name.lower().split()), help=text)
+    add("--format", choices=FORMATS, default="pth", help="default pth")
+    add("--hub-folder", action=flags.Boolean, help="write what a model hub wants")
+    text = "upload the hub folder to huggingface.co, with that hub's own client and token"
+    add("--push", metavar="OWNER/NAME", help=text)
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    parse(None)  # --help and wrong flags, before torch is imported
+    begin(parse, goes_on=False)
 
-from files import sha256_of_file, whole_file, write_json, write_text
+from files import sha256_of_file, write_json, write_text
 from models import formats
+from models.hub import licence_of
+from models.needed import needed
 from models.weights import rebuild
 from report.model_card import TITLES, hub_head, model_card
 from report.tables import print_table
@@ -50,31 +62,32 @@ from stages.program import program, working
 @program
 def main(argv=None):
     args = parse(argv)
-    stages = lineage(args.stage)
+    stages, starts = lineage(args.stage)
+    licence = settle_licence(args.licence, starts)
+    if args.push:
+        needed("huggingface_hub.utils", "--push").validate_repo_id(args.push)
     content = checkpoint.load(stages[0].product)
     rebuild(content, stages[0].product)  # nothing is published that does not load
     tensors = {name: tensor.cpu().contiguous() for name, tensor in content["state_dict"].items()}
     content = {**content, "state_dict": tensors}
+    form = "hub" if args.hub_folder or args.push else args.format
     with working():
         args.out.mkdir(parents=True, exist_ok=True)
-        if args.hub_folder:
-            weights, card = args.out / "model.safetensors", args.out / "README.md"
-            write(content, weights, "safetensors")
-            write_json(args.out / "config.json", formats.hub_config(content))
-        else:
-            weights = write_weights(content, stages[0].result["dataset"], args.out, args.format)
-            card = weights.with_suffix(".md")
-        records = [(stage.config, stage.result) for stage in stages]
-        text = model_card(weights.name, sha256_of_file(weights), content, records, args.licence)
-        if args.hub_folder:
-            text = hub_head(content, records[0][1], args.licence) + text
-        write_text(card, text)
-    rows = [("weights", weights), ("model card", card), ("bytes", f"{weights.stat().st_size:,}")]
+        # In a folder of this process's own, because other exports may be writing to OUT.
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as folder:
+            weights, card = write(content, stages, starts, licence, Path(folder), form)
+            for file in sorted(os.listdir(folder)):
+                os.replace(Path(folder, file), args.out / file)
+        rows = [("weights", args.out / weights), ("model card", args.out / card)]
+        rows += [("bytes", f"{(args.out / weights).stat().st_size:,}"), ("licence", licence)]
+        if args.push:
+            rows.append(("uploaded to", push(args.out, args.push)))
     print_table(f"{args.stage} is published", rows)
 
 
 def lineage(folder):
-    """The FinishedStage in `folder` and those it was made from, as far as they are at hand.
+    """-> the FinishedStage in `folder` and all that it was made from, as far as they are at hand;
+    the weights that those began with, "" for a stage that is not at hand.
 
     Raises FileNotFoundError for a folder without a finished stage, ValueError for a stage without a
     network or one whose parent has changed since.
@@ -86,36 +99,78 @@ def lineage(folder):
     name = read_record(folder / "config.json")["stage"]
     if name not in TITLES:
         raise ValueError(f"{folder} holds the stage {name}, which has no network; name another")
-    stages = [read_stage(folder, name)]
-    while parent := stages[-1].config["parent"]:
-        try:
-            stages.append(read_stage(stages[-1].folder / parent["path"], parent["stage"]))
-        except FileNotFoundError:  # only some of the stages were kept
-            break
-    return stages
+    stages, starts = [read_stage(folder, name)], []
+    for stage in stages:  # grows
+        config = stage.config
+        for parent in filter(None, (config["parent"], *config.get("more_parents", ()))):
+            try:
+                stages.append(read_stage(stage.folder / parent["path"], parent["stage"]))
+            except FileNotFoundError:
+                starts.append("")
+        if weights := config.get("weights"):
+            with suppress(FileNotFoundError, ValueError):  # no stage, or none any more
+                start = read_stage(weights, *TITLES)
+                if {"sha256": start.sha256} == config["inputs"].get("weights"):
+                    stages.append(start)
+                    continue
+            starts.append(weights)
+    return stages, starts
 
 
-def write_weights(content, dataset, out, form):
-    """Write the content of model.pt into the folder `out` under its hash; -> the path.
+def _strictness(licence):
+    return "-nc" not in licence, licence != "unknown"
 
-    Raises OSError where it cannot be written, ValueError for a package that the format lacks.
+
+def settle_licence(wish, starts):
+    """The licence of the weights: the publisher's wish, else that of `lineage`'s starts, else MIT.
+
+    Raises ValueError for a wish that allows a commercial use which one of the starts forbids.
     """
-    name = f"{content['arch']['name']}_{dataset}".replace("/", "_")
-    unnamed = out / f"{name}.unnamed"
-    write(content, unnamed, form)
-    path = out / f"{name}-{sha256_of_file(unnamed)[:8]}.{form}"
-    os.replace(unnamed, path)
-    return path
+    found = sorted({licence_of(start) for start in starts}, key=_strictness)
+    if wish and "-nc" not in wish and found and "-nc" in found[0]:
+        raise ValueError(
+            f"--licence {wish}: the training began with weights under {found[0]}, no commercial "
+            f"use; leave the flag out"
+        )
+    return wish or (found[0] if found else "mit")
 
 
-def write(content, path, form):
-    """Write one file, whole or not at all."""
+def write(content, stages, starts, licence, folder, form):
+    """Write weights and card into an empty folder; -> the names of these two files.
+
+    form: one of FORMATS, or "hub" for HUB_FOLDER
+    Raises OSError where they cannot be written, ValueError for a package that the format lacks.
+    """
+    records = [(stage.config, stage.result) for stage in stages]
+    name = re.sub(r"[^\w.-]+", "_", f"{content['arch']['name']}_{stages[0].result['dataset']}")[:60]
+    weights = folder / ("model.safetensors" if form == "hub" else f"{name}.{form}")
     if form == "pth":
-        checkpoint.save(content, path)
-        return
-    writer = {"safetensors": formats.write_safetensors, "onnx": formats.write_onnx}[form]
-    with whole_file(path) as partial:
-        writer(content, partial)
+        checkpoint.save(content, weights)
+    else:
+        (formats.write_onnx if form == "onnx" else formats.write_safetensors)(content, weights)
+    sha256 = sha256_of_file(weights)
+    if form == "hub":
+        write_json(folder / "config.json", formats.hub_config(content))
+        card, head = folder / "README.md", hub_head(content, records, licence)
+    else:
+        weights = weights.rename(folder / f"{name}-{sha256[:8]}.{form}")
+        card, head = weights.with_suffix(".md"), ""
+    write_text(card, head + model_card(weights.name, sha256, content, records, starts, licence))
+    return weights.name, card.name
+
+
+def push(folder, name):
+    """Upload a hub folder; -> its address.  Raises ConnectionError."""
+    hub = needed("huggingface_hub", "--push")
+    try:
+        hub.create_repo(name, exist_ok=True)
+        done = hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(HUB_FOLDER))
+    except Exception as error:  # of the client's libraries, of many kinds
+        reason = " ".join(str(error).split())
+        raise ConnectionError(
+            f"{folder} is written, but not uploaded ({reason}); see `hf auth login`, and try again"
+        ) from error
+    return done.commit_url
 
 
 if __name__ == "__main__":

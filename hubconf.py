@@ -18,7 +18,7 @@ dependencies = ["torch", "torchvision"]
 
 
 def _own_models():
-    """This repository's models, models.hub and models.weights.
+    """This repository's models.networks, models.hub and models.weights.
 
     They are loaded under a private name, because the caller may have a package `models` too.  The
     name tells the folder: a second load of the same repository gives the same classes.
@@ -31,7 +31,7 @@ def _own_models():
         )
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
-    return [importlib.import_module(name + part) for part in ("", ".hub", ".weights")]
+    return [importlib.import_module(name + part) for part in (".networks", ".hub", ".weights")]
 
 
 _models, _hub, _weights = _own_models()
@@ -45,7 +45,7 @@ def _published(name):
     def entry(pretrained=True, progress=True, num_classes=1000):
         model = _models.build_model(facts.network, num_classes)
         if pretrained:
-            _weights.start_from(model, _hub.hub_weights(name, progress), name)
+            _weights.start_from(model, _hub.published_weights(name, progress)[0], name)
         return model
 
     entry.__doc__ = f"""{facts.network}, {_hub.SUPERVISION[facts.kind]} (Yalniz et al. 2019).

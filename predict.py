@@ -14,6 +14,7 @@ none could be read, 2 for a bad flag or a name that leads to no image.
 """
 
 import glob
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stages import flags
+from stages.program import begin
 
 CHECKPOINT = Path("runs/cifar100/finetuned")
 BOARD = Path("runs/predictions")
@@ -31,7 +33,7 @@ def parse(argv):
     parser = flags.bare_parser(__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or pattern")
     source = parser.add_mutually_exclusive_group().add_argument
-    source("--checkpoint", type=Path, default=CHECKPOINT, metavar="PATH",
+    source("--checkpoint", type=flags.path, default=CHECKPOINT, metavar="PATH",
            help=f"stage's folder, model.pt or exported file (default {CHECKPOINT})")  # fmt: skip
     source("--hub", metavar="NAME", help="published weights, such as resnet50_swsl; a wrong "
            "name lists them; ssl and swsl ones are CC-BY-NC 4.0, no commercial use")  # fmt: skip
@@ -39,7 +41,7 @@ def parse(argv):
     add("--topk", type=flags.number(int, 1), default=5, metavar="N",
         help="classes shown (default 5)")  # fmt: skip
     add("--json", action="store_true", help="print a JSON array with an object for each image")
-    add("--tensorboard", type=Path, nargs="?", const=BOARD, metavar="DIR",
+    add("--tensorboard", type=flags.path, nargs="?", const=BOARD, metavar="DIR",
         help=f"also write the pictures for TensorBoard (DIR: {BOARD})")  # fmt: skip
     add("--batch-size", type=flags.number(int, 1), default=64, metavar="N",
         help="images predicted at a time (default 64)")  # fmt: skip
@@ -48,23 +50,20 @@ def parse(argv):
 
 
 if __name__ == "__main__":
-    parse(None)  # --help and wrong flags, before torch is imported
+    begin(parse, goes_on=False)
 
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as transforms
 
 from data.augment import Normalise
-from data.decode import (
-    Unreadable,
-    decode,
-    fit_square,
-    read_file,
-)
+from data.decode import Unreadable, decode, fit_square, read_file
 from data.listing import list_folder
 from engine import predict
-from models import build_model, hub, weights
-from report.predictions import Prediction, print_json, print_table, printable, with_board
+from models import hub, weights
+from models.networks import build_model
+from report.predictions import Prediction, print_json, print_table, with_board
+from report.tables import printable
 from stages import checkpoint
 from stages.device import faster_precision, set_up_device
 from stages.folder import state_of
@@ -98,7 +97,7 @@ def find_images(arguments):
     Raises FileNotFoundError for an argument that leads to no image.
     """
     found = []
-    for argument in arguments:
+    for argument in map(os.path.expanduser, arguments):
         if os.path.isdir(argument):
             names = list_folder(argument).names
             paths = [os.path.join(argument, os.fsdecode(names.raw(i))) for i in range(len(names))]
@@ -108,8 +107,8 @@ def find_images(arguments):
             paths = [p for p in sorted(glob.glob(argument, recursive=True)) if not os.path.isdir(p)]
         if not paths:
             raise FileNotFoundError(
-                f"{printable(argument)}: no such image, no folder that holds any and no pattern "
-                f"that matches any; name another"
+                f"{argument}: no such image, no folder that holds any and no pattern that matches "
+                f"any; name another"
             )
         found += paths
     return found
@@ -148,7 +147,7 @@ def own_classifier(path, device):
 
 def published_classifier(name, device):
     """The Classifier of a hub name, see models/hub.py.  Raises ConnectionError, offline."""
-    state = hub.hub_weights(name)
+    state, mean_std = hub.published_weights(name)
     if name in hub.ZOO:
         print(f"the weights {name} are {hub.LICENCE}: no commercial use", file=sys.stderr)
     classes = hub.categories()
@@ -157,7 +156,7 @@ def published_classifier(name, device):
     model.to(device, memory_format=torch.channels_last)
     resize, crop = hub.evaluation_size(name)
     fit = partial(resize_and_crop, resize=resize, crop=crop)
-    return Classifier(name, model, classes, fit, Normalise(hub.MEAN, hub.STD, device))
+    return Classifier(name, model, classes, fit, Normalise(*mean_std, device))
 
 
 def square(content, size):
@@ -177,6 +176,7 @@ def resize_and_crop(content, resize, crop):
 
 def classify(classifier, paths, topk, batch_size):
     """Yields a Prediction for each path, in order; at most `batch_size` images are in memory."""
+    named = {printable(name): name for name in classifier.classes}
     for first in range(0, len(paths), batch_size):
         batch, pictures, errors = paths[first : first + batch_size], {}, {}
         for path in batch:
@@ -186,9 +186,10 @@ def classify(classifier, paths, topk, batch_size):
                 errors[path] = str(error)
         best = dict(zip(pictures, best_classes(classifier, pictures.values(), topk), strict=True))
         for path in batch:
+            if path in best and not all(math.isfinite(p) for _, p in best[path]):
+                errors[path] = f"{classifier.name} gives numbers that are not finite"
             found = pictures.get(path), best.get(path), errors.get(path)
-            folder = Path(os.fsdecode(path)).parent.name
-            truth = folder if folder in classifier.classes else None
+            truth = named.get(printable(Path(path).parent.name))
             yield Prediction(printable(path), *found, truth)
 
 

@@ -31,7 +31,7 @@ from torchvision.transforms import v2
 import engine
 from data.augment import Augment, Normalise
 from data.images import Images
-from models import build_model
+from models.networks import build_model
 from presets import Training
 from stages.device import settle_compute
 

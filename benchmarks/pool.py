@@ -39,7 +39,7 @@ import engine
 from data.augment import Normalise
 from data.pool import open_pool
 from files import write_json
-from models import MODELS, build_model
+from models.networks import MODELS, build_model
 from ranking import Selector
 from stages import checkpoint, flags, scoring
 from stages.device import set_up_device, settle_compute

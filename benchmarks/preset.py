@@ -31,7 +31,7 @@ from benchmarks import timing
 from data.images import Images
 from data.labelled import LabelledImages, LabelledSet
 from files import write_json
-from models import build_model
+from models.networks import build_model
 from presets import PRESETS, override
 from report.board import Board
 from stages import checkpoint, flags, scoring, training

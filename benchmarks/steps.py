@@ -35,7 +35,7 @@ import numpy as np
 
 from benchmarks.decode import write_shards
 from files import write_json
-from models import MODELS
+from models.networks import MODELS
 from stages import flags
 from stages.prepare import versions
 

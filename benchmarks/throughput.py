@@ -30,7 +30,7 @@ import torch
 
 from benchmarks import ablations, baselines, gpu_table, resources, timing
 from files import write_json
-from models import MODELS
+from models.networks import MODELS
 from stages import flags
 from stages.device import set_up_device
 

@@ -1,13 +1,8 @@
-"""The one downloader: gives up soon when nothing answers, checks hashes, keeps no partial file.
-
-Needs torch and the standard library only.  data/ downloads its archives with it, models/hub.py the
-published weights.
-"""
+"""The one downloader: gives up soon when nothing answers, checks hashes, keeps no partial file."""
 
 import errno
 import hashlib
 import http.client
-import queue
 import re
 import socket
 import sys
@@ -31,28 +26,33 @@ def sha256_of_file(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_hash(path, digits, way_out):
+    """Raises ValueError, which ends in `way_out`, unless a file's sha256 begins with `digits`."""
+    if not (digest := sha256_of_file(path)).startswith(digits):
+        found = f"its sha256 begins with {digest[:8]}, not as its name says"
+        raise ValueError(f"{path} is damaged: {found}; {way_out}")
+
+
 def require_answer(url):
     """Raises ConnectionError, its text the reason, unless `url` answers within ANSWER_SECONDS.
 
     A thread asks, because a socket's timeout covers neither the look-up of the name nor the sum
     over the addresses of one host.
     """
-    answer = queue.Queue()
+    answers = []
 
     def ask():
         try:
             request = urllib.request.Request(url, headers={"User-Agent": "pytorch/vision"})
-            with urllib.request.urlopen(request, timeout=ANSWER_SECONDS):
-                answer.put(None)
+            urllib.request.urlopen(request, timeout=ANSWER_SECONDS).close()
+            answers.append(None)
         except Exception as error:  # the caller's thread raises it
-            answer.put(str(error) or type(error).__name__)
+            answers.append(str(error) or type(error).__name__)
 
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        reason = answer.get(timeout=ANSWER_SECONDS)
-    except queue.Empty:
-        reason = f"no answer within {ANSWER_SECONDS} s"
-    if reason is not None:
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    if reason := (answers or [f"no answer within {ANSWER_SECONDS} s"])[0]:
         raise ConnectionError(reason)
 
 
@@ -61,7 +61,7 @@ def downloading(what, way_out):
     """Inside, sockets time out after STALL_SECONDS, and a failed download is one ConnectionError.
 
     what: what is downloaded;  way_out: what the user can do instead; both go into the error's line
-    A full disk or a folder without write permission is no network error: it is raised as it is.
+    A full disk or a folder without write permission is raised as it is.
     """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_SECONDS)  # neither torch.hub nor torchvision sets one
@@ -88,17 +88,13 @@ def download_once(url, folder, progress=True):
     digits = re.search(r"-([a-f0-9]{8,64})\.", path.name)
     if digits is None:
         raise ValueError(f"{url} does not end in -<sha256>.pth, by which a download is checked")
-    expected = digits.group(1)
-    if not path.exists():
-        with downloading(url, f"try again, or put the file into {folder}"):
-            require_answer(url)
-            if progress:
-                print(f"downloading {url} to {path}", file=sys.stderr)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), expected, progress)
-    elif not (found := sha256_of_file(path)).startswith(expected):
-        raise ValueError(
-            f"{path} is damaged: its sha256 begins with {found[:8]} instead of {expected}; "
-            f"delete it, and it is downloaded again"
-        )
+    if path.exists():
+        check_hash(path, digits[1], "delete it, and it is downloaded again")
+        return path
+    with downloading(url, f"try again, or put the file into {folder}"):
+        require_answer(url)
+        if progress:
+            print(f"downloading {url} to {path}", file=sys.stderr)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), digits[1], progress)
     return path

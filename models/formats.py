@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from .others import needed
+from .needed import needed
 from .weights import CONTENT, rebuild
 
 
@@ -30,30 +30,20 @@ def write_onnx(content, path):
     runtime = needed("onnxruntime", "this format")
     model, side = rebuild(content, path).eval(), content["input_size"]
     images = torch.randn(10, 3, side, side, generator=torch.Generator().manual_seed(0))
-    torch.onnx.export(
-        model, (images[:2],), path, input_names=["images"], output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), dynamo=True, external_data=False,
-        verbose=False,
-    )  # fmt: skip
+    options = {"input_names": ["images"], "output_names": ["logits"], "external_data": False}
+    shapes = ({0: torch.export.Dim("batch", min=1)},)  # any number of images
+    torch.onnx.export(model, (images[:2],), path, dynamic_shapes=shapes, verbose=False, **options)
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {"images": images.numpy()})
     with torch.no_grad():
         wanted = model(images)
     if not torch.allclose(torch.from_numpy(logits), wanted, rtol=1e-3, atol=1e-3):
-        raise ValueError(
-            f"{path}: onnxruntime gives other logits than torch; export another format"
-        )
+        raise ValueError("onnxruntime gives other logits than torch; export another format")
 
 
 def hub_config(content):
-    """config.json as timm's hub folders have it: a dict."""
-    side, normalisation = content["input_size"], content["normalisation"]
-    return {
-        "architecture": content["arch"]["name"].removeprefix("timm/"),
-        "num_classes": content["arch"]["num_classes"],
-        "pretrained_cfg": {
-            "input_size": [3, side, side],
-            **normalisation,
-            "label_names": content["classes"],
-        },
-    }
+    """config.json as timm's hub folders have it, which transformers reads too: a dict."""
+    side, labels = content["input_size"], {"label_names": content["classes"]}
+    facts = {"input_size": [3, side, side], **content["normalisation"], **labels}
+    name, number = content["arch"]["name"].removeprefix("timm/"), content["arch"]["num_classes"]
+    return {"architecture": name, "num_classes": number, **labels, "pretrained_cfg": facts}

@@ -1,11 +1,11 @@
-"""Published ImageNet weights by name: the table, and their download.
+"""Published weights by name: the table, which docs/zoo.md shows to readers, and their download.
 
 The semi-supervised (ssl) and semi-weakly supervised (swsl) models of Yalniz et al. 2019 come from
 facebookresearch/semi-supervised-ImageNet1K-models; LICENCE says what they may be used for.  The
-`_imagenet` ones are torchvision's.  All expect inputs normalised with ImageNet's mean and standard
-deviation.  docs/zoo.md shows the table to readers.
+`_imagenet` ones are torchvision's.  All of these expect ImageNet's mean and standard deviation.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,9 @@ import torch
 import torchvision
 
 from .download import download_once
+from .needed import needed
+from .networks import MODELS
+from .others import PREFIX
 from .weights import load
 
 URL = "https://dl.fbaipublicfiles.com/semiweaksupervision/model_files/"
@@ -74,11 +77,8 @@ ZOO = {  # hub name, such as resnet50_ssl -> one of the paper's twelve
     f"{network}_{kind}": PaperModel(network, kind, f"{_PREFIX[kind]}_{file}.pth", *accuracies)
     for network, kind, file, *accuracies in _ROWS
 }
-_TORCHVISION = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "resnext101_32x8d"
-)  # fmt: skip
 HUB = {name: one.network for name, one in ZOO.items()}  # every hub name -> its network's name
-HUB |= {f"{name}_imagenet": name for name in _TORCHVISION}
+HUB |= {f"{name}_imagenet": name for name in torchvision.models.list_models() if name in MODELS}
 _ALIASES = {other: name for name, one in ZOO.items() for other in (one.old_name, one.timm_name)}
 
 
@@ -87,13 +87,12 @@ def hub_name(name):
 
     Raises ValueError for any other name.
     """
-    name = _ALIASES.get(name, name)
-    if name not in HUB:
+    if (own := _ALIASES.get(name, name)) not in HUB:
         raise ValueError(
             f"unknown weights {name!r}; name a file, or one of {', '.join(HUB)} "
             f"(timm's names of them serve too)"
         )
-    return name
+    return own
 
 
 def name_in_zoo(weights):
@@ -101,9 +100,21 @@ def name_in_zoo(weights):
 
     None for weights that are not one of the paper's twelve.
     """
-    name = _ALIASES.get(str(weights), str(weights))
+    name = str(weights).removeprefix(PREFIX)
+    name = _ALIASES.get(name, name)
     files = {one.file: name for name, one in ZOO.items()}
     return name if name in ZOO else files.get(Path(weights).name)
+
+
+def licence_of(weights):
+    """The licence of weights, given by name or file, as model hubs spell it; "unknown" of most."""
+    if name_in_zoo(weights):
+        return LICENCE.lower().replace(" ", "-")
+    if str(weights).startswith(PREFIX):
+        with suppress(ValueError, AttributeError):  # timm is missing, or has no such weights
+            facts = needed("timm", weights).get_pretrained_cfg(weights.removeprefix(PREFIX))
+            return facts.license or "unknown"
+    return "unknown"
 
 
 def evaluation_size(name):
@@ -122,24 +133,31 @@ def categories():
     return list(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
-def hub_weights(name, progress=True):
-    """The state_dict behind a name that `hub_name` knows.
+def published_weights(name, progress=True, own=None):
+    """-> the state_dict behind a name of HUB, torchvision or timm, and its (mean, std).
 
-    Raises ValueError for another name, and whatever `weights_from_url` raises.
+    own: the state_dict where the caller has it already; then nothing is fetched
+    Raises ValueError where there is none, ConnectionError or OSError where it cannot be fetched.
     """
-    name = hub_name(name)
-    url = URL + ZOO[name].file if name in ZOO else _torchvision_weights(name).url
-    return weights_from_url(url, progress)
+    if name in ZOO:
+        return own or weights_from_url(URL + ZOO[name].file, progress), (list(MEAN), list(STD))
+    if name.startswith(PREFIX):
+        timm, name = needed("timm", name), name.removeprefix(PREFIX)
+        own = own or timm.create_model(name, pretrained=True).state_dict()
+        facts = timm.get_pretrained_cfg(name)
+    else:
+        weights = _torchvision_weights(name)
+        own, facts = own or weights_from_url(weights.url, progress), weights.transforms()
+    return own, (list(facts.mean), list(facts.std))
 
 
 def weights_from_url(url, progress=True):
     """The content of a file of tensors, downloaded once into torch.hub's folder; runs no code.
 
-    Arguments and errors are those of `download.download_once`; ValueError also for a file of
-    anything else than tensors and plain types.
+    Arguments and errors are those of `download.download_once` and of `weights.load`.
     """
     return load(download_once(url, Path(torch.hub.get_dir(), "checkpoints"), progress))
 
 
 def _torchvision_weights(name):
-    return torchvision.models.get_model_weights(HUB[name]).DEFAULT
+    return torchvision.models.get_model_weights(HUB.get(name, name)).DEFAULT

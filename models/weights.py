@@ -1,8 +1,4 @@
-"""Weights from files: read without running code, fitted to a network.
-
-It stands here because hubconf.py needs it, which imports nothing else of the project: it has to
-work where only torch and torchvision are installed.
-"""
+"""Weights from files: read without running code, fitted to a network.  Needs torch only."""
 
 import errno
 import json
@@ -11,47 +7,89 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch.serialization import safe_globals
 
-from . import MODELS, build_model, head_of
-from .download import sha256_of_file
-from .others import needed
+from .download import check_hash
+from .needed import needed
+from .networks import MODELS, build_model, head_of
 
 FORMAT = 1  # of model.pt; save_model writes it, `rebuild` checks it
 CONTENT = "content"  # what a safetensors file calls all that a model.pt has beside the weights
-_KEYS = ("state_dict", "model")  # where training programs keep the weights in their checkpoints
+_FIELDS = {"format", "arch", "state_dict", "classes", "normalisation", "input_size", "metrics"}
+_FIELDS |= {"parent"}
 _EXPORTED = rf"(?:{'|'.join(MODELS)})_.+-([0-9a-f]{{8}})\.(?:pth|safetensors)"  # as export.py names
-_WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before each name
+_KEYS = ("state_dict", "model", "model_state_dict", "net")  # of several networks the first of these
+# What torch.compile, FSDP and activation checkpointing put into names, at any place.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
+
+class _Unread:
+    """Stands for an object beside the weights, such as a date: nothing of it is kept."""
+
+    def __init__(self, *values):
+        pass
+
+    __setstate__ = __init__
+
+
+# What training programs keep beside the weights.  NumPy's own classes would believe what a file
+# says of pointers, so `load` makes an _Unread of each of these.
+_HARMLESS = """argparse.Namespace builtins.bool builtins.bytes builtins.dict builtins.float
+    builtins.frozenset builtins.int builtins.list builtins.range builtins.slice builtins.str
+    builtins.tuple datetime.date datetime.datetime datetime.time
+    datetime.timedelta datetime.timezone decimal.Decimal fractions.Fraction numpy.dtype
+    numpy.ndarray numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar
+    numpy._core.multiarray._reconstruct numpy._core.multiarray.scalar pathlib.PosixPath
+    pathlib.PurePosixPath pathlib.PureWindowsPath pathlib.WindowsPath pathlib._local.PosixPath
+    pathlib._local.PurePosixPath pathlib._local.PureWindowsPath pathlib._local.WindowsPath
+    torch.torch_version.TorchVersion types.SimpleNamespace uuid.UUID"""
+_READ = [(_Unread, name) for name in _HARMLESS.split()]
+_READ += [(lambda *_: {}, "collections.defaultdict"), (lambda *_: [], "collections.deque")]
 
 
 def load(path, device="cpu"):
-    """Read a file of tensors and plain types; runs no code from it.
+    """The dict in a file of tensors and plain types; no code from the file is run.
 
     Raises FileNotFoundError where no file is; ValueError for a damaged file, one of another kind,
-    or an exported one that has not the hash in its name.
+    one with objects of any but harmless classes, or an exported one without the hash in its name.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    if path.suffix == ".safetensors":
+    if named := re.fullmatch(_EXPORTED, path.name):
+        check_hash(path, named[1], "copy it here again")
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{":  # the JSON after a safetensors file's first number
         needed("safetensors", path)
-    named = re.fullmatch(_EXPORTED, path.name)
-    if named and not (found := sha256_of_file(path)).startswith(named[1]):
-        raise ValueError(
-            f"{path} is damaged: its sha256 begins with {found[:8]}, not as its name says; copy it "
-            f"here again"
-        )
+    whole = False
     try:
-        if path.suffix == ".safetensors":
-            return _load_safetensors(path, device)
-        _check_sums(path)
-        return torch.load(path, map_location=device, weights_only=True)
+        if head[8:] == b"{":
+            content = _load_safetensors(path, device)
+        else:
+            if head.startswith(b"PK"):  # torch writes CRCs of the tensors, and never looks at them
+                with zipfile.ZipFile(path) as archive:
+                    if damaged := archive.testzip():
+                        raise zipfile.BadZipFile(damaged)
+                whole = True
+            with safe_globals(_READ):
+                content = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # the unpickler trusts the file: damage raises errors of many kinds
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a zip's bad offset
             raise
+        if found := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path} holds more than tensors and plain types: {found[1]}, which could run "
+                f"code; save the weights alone, torch.save(model.state_dict(), PATH)"
+            ) from error
         raise ValueError(
-            f"{path} is damaged or not a checkpoint of tensors and plain types "
-            f"({type(error).__name__}); make it anew or name another file"
+            f"{path} is {'not' if whole else 'damaged or not'} a checkpoint of tensors and plain "
+            f"types ({type(error).__name__}); make it anew or name another file"
         ) from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise ValueError(f"{path} holds no weights (tensors by name) but a {kind}; name another")
+    return content
 
 
 def _load_safetensors(path, device):
@@ -64,35 +102,22 @@ def _load_safetensors(path, device):
     return json.loads(rest) | {"state_dict": tensors} if rest else tensors
 
 
-def _check_sums(path):
-    """Raises zipfile.BadZipFile for a flipped bit: torch writes a zip, with a CRC of each tensor,
-    and reads it back without a look at them.  Files from before torch 1.6 are no zip and have none.
-    """
-    with open(path, "rb") as file:
-        if file.read(2) != b"PK":
-            return
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(damaged)
-
-
 def rebuild(state, source):
-    """Build the network that a model.pt or an exported file describes, with its weights.
+    """The network that a model.pt or an exported file describes, with its weights.
 
     state: the file's content;  source: its name, for the error
     Raises ValueError for any other content.
     """
-    if not isinstance(state, dict) or not {"format", "arch", "state_dict"} <= state.keys():
-        raise ValueError(f"{source} is not a model.pt of this project; it may be plain weights")
-    if state["format"] != FORMAT:
+    if missing := _FIELDS - state.keys():
+        raise ValueError(f"{source} is not a model.pt of this project: it lacks {min(missing)}")
+    if str(state["format"]) != str(FORMAT):  # whatever it is
         raise ValueError(f"{source} has format {state['format']}; this version reads {FORMAT}")
-    if missing := {"classes", "normalisation", "input_size", "metrics", "parent"} - state.keys():
-        raise ValueError(f"{source} lacks {min(missing)}; make it anew or name another file")
     try:
         model = build_model(**state["arch"])
         model.load_state_dict(state["state_dict"])
         numbers = [state["normalisation"][name] for name in ("mean", "std")]
         same = torch.tensor(numbers, dtype=torch.float64).shape == (2, 3)
+        same &= state["normalisation"].keys() == {"mean", "std"}
         same &= len(state["classes"]) == head_of(model)[1].out_features
         if not (same and int(state["input_size"]) > 0):
             raise ValueError("the numbers do not fit together")
@@ -108,29 +133,26 @@ def rebuild(state, source):
 def _check_finite(model, source):
     for name, tensor in model.state_dict().items():
         if not tensor.isfinite().all():
-            raise ValueError(
-                f"{source}: {name} holds numbers that are not finite; name another file, or make "
-                f"it anew"
-            )
+            raise ValueError(f"{source}: {name} holds numbers that are not finite; make it anew")
 
 
-def start_from(model, weights, source):
+def start_from(model, content, source):
     """Load weights into `model`; a head (the last layer) of another class count keeps its own.
 
-    weights: tensors by name, alone or under "state_dict" (model.pt, timm) or "model" (torchvision's
-    references), their names with or without the prefixes of DataParallel and torch.compile
+    content: tensors by name, or a checkpoint that has them somewhere; wrappers such as DataParallel
+        and Lightning's modules may have put prefixes before their names
     source: where they come from, for the error
     -> whether the head kept its own weights.  Raises ValueError for weights of another network.
     """
-    weights = _tensors_by_name(weights, source)
     own = model.state_dict()
+    weights = _without_prefixes(_weights_in(content, source), own)
     # Files from before torch 0.4.1 lack these counters; torch's load_state_dict accepts that too.
     weights = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")} | weights
     last, _ = head_of(model)
     head = [name for name in (f"{last}.weight", f"{last}.bias") if name in weights]
     other_head = any(weights[name].shape != own[name].shape for name in head)
     if other_head:
-        weights = {**weights, **{name: own[name] for name in head}}
+        weights |= {name: own[name] for name in head}
     wrong = sorted(set(own) ^ set(weights))
     wrong += sorted(n for n in set(own) & set(weights) if own[n].shape != weights[n].shape)
     if wrong:
@@ -143,15 +165,42 @@ def start_from(model, weights, source):
     return other_head
 
 
-def _tensors_by_name(content, source):
-    """The dict of tensors in a checkpoint, its names without a wrapper's prefix."""
+def _weights_in(content, source):
+    """The one dict of a network's tensors in a checkpoint, at any depth.
+
+    An optimizer keeps its dicts of tensors under numbers, and random states have one dimension.
+    """
+    found, seen, places = [], set(), [("", content)]
+    for place, some in places:  # grows
+        if id(some) in seen:
+            continue
+        seen.add(id(some))
+        if all(map(torch.is_tensor, some.values())) and any(t.ndim > 1 for t in some.values()):
+            found.append((place, some))
+        places += [(n, x) for n, x in some.items() if isinstance(n, str) and isinstance(x, dict)]
     for key in _KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+        found = [(place, some) for place, some in found if place == key] or found
+    if not found:
+        keys = ", ".join(map(str, list(content)[:8])) or "nothing"
+        raise ValueError(f"{source} holds no weights (tensors by name) but {keys}; name another")
+    if len(found) > 1:
+        places = ", ".join(dict(found))
+        raise ValueError(f"{source} holds several networks, {places}; save one of them alone")
+    return found[0][1]
+
+
+def _without_prefixes(weights, own):
+    """Weights under their network's own names: without what wrappers have put before or into them,
+    and without the counter of torch's AveragedModel.
+    """
+    weights = {
+        ".".join(part for part in str(name).split(".") if part not in _WRAPPERS): tensor
+        for name, tensor in weights.items()
+        if str(name).rpartition(".")[2] != "n_averaged"
+    }
+    roots = {name.partition(".")[0] for name in own}
+    while len(first := {name.partition(".")[0] for name in weights}) == 1 and first != roots:
+        if not all("." in name for name in weights):
             break
-    if not (isinstance(content, dict) and content and all(map(torch.is_tensor, content.values()))):
-        raise ValueError(f"{source} holds no weights (tensors by name); name another file")
-    for prefix in _WRAPPERS:
-        if all(str(name).startswith(prefix) for name in content):
-            content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
-    return content
+        weights = {name.partition(".")[2]: tensor for name, tensor in weights.items()}
+    return weights

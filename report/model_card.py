@@ -1,160 +1,124 @@
 """The model card that export.py writes beside the weights: plain values in, Markdown out."""
 
-import json
+import re
 from pathlib import Path
 
+import jinja2
+
 from data.labelled import called
-from models.hub import LICENCE, name_in_zoo
+from models.hub import licence_of, name_in_zoo
+from models.needed import needed
 
-from .tables import labels_right
+from .tables import labels_right, printable
 
-PAPER = "https://arxiv.org/abs/1905.00546"
 TITLES = {  # the stages that train a network
     "teacher": "teacher",
     "student": "student, pre-trained on the selection",
     "finetuned": "student, fine-tuned on the labels",
 }
+ON_THE_HUB = {"cifar100": "uoft-cs/cifar100", "cifar10": "uoft-cs/cifar10"}
 
 
-def model_card(file, sha256, content, stages, licence):
+def model_card(file, sha256, content, stages, starts, licence):
     """Markdown: use, metrics, data, selection, origin, licence of published weights.
 
     file: name of the file of weights;  sha256: its;  content: what it holds, as in model.pt
     stages: [(config.json, result.json)] as dicts, first the published stage, then those that it was
         made from, as far as they are at hand
-    licence: the publisher's choice for the weights
+    starts: weights that a stage began with, "" for a stage that is not at hand
+    licence: of the weights
     """
     config, result = stages[0]
-    network, side = content["arch"]["name"], content["input_size"]
-    mean, std = content["normalisation"]["mean"], content["normalisation"]["std"]
-    return f"""# {Path(file).stem}
-
-A {network} with {result["num_parameters"]:,} parameters that tells {len(content["classes"])} \
-classes apart: {TITLES[config["stage"]]}, after Yalniz et al. 2019, \
-[Billion-scale semi-supervised learning for image classification]({PAPER}).
-
-## Use
-
-```python
-model = torch.hub.load(REPO, "{network.replace("-", "_")}", weights="{file}")
-model.eval()
-model.info  # class names, normalisation, input size, metrics
-```
-
-or `python predict.py photo.jpg --checkpoint {file}`.
-
-Input: RGB, (B, 3, {side}, {side}), on the scale 0 to 1, less the mean {mean}, \
-divided by the standard deviation {std}.  Output: float32 logits.
-
-sha256 {sha256}
-
-## Metrics
-
-{_metrics(stages)}
-
-## Data
-
-{_data(config)}
-
-## Selection
-
-{_selection(stages)}
-
-## Origin
-
-{_origin(config)}
-
-## Licence
-
-{licence}.  The images belong to their owners.{_licence_of_the_start(stages)}
-"""
+    per_class = config["labels_per_class"]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=plain,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("model_card.md").render(
+        file=file,
+        sha256=sha256,
+        content=content,
+        config=config,
+        result=result,
+        title=TITLES[config["stage"]],
+        dataset=called(config["dataset"], config["data_dir"]),
+        labelled=f"{per_class} images a class" if per_class else "all other training images",
+        trained=[(TITLES[c["stage"]], r) for c, r in reversed(stages) if c["stage"] in TITLES],
+        selection=_selection(stages),
+        versions=", ".join(f"{name} {value}" for name, value in config["versions"].items()),
+        licence=licence,
+        starts=list(map(_licence_of, starts)),
+    )
 
 
-def hub_head(content, result, licence):
-    """The YAML head that model hubs read, to stand before `model_card`.
-
-    content: as in model.pt;  result: result.json of the stage;  licence: as in `model_card`
-    """
-    library = "timm" if content["arch"]["name"].startswith("timm/") else "pytorch"
-    name, dataset = content["arch"]["name"], json.dumps(result["dataset"])  # any name is YAML
-    return f"""---
-license: {licence.lower()}
-library_name: {library}
-pipeline_tag: image-classification
-datasets:
-- {dataset}
-metrics:
-- accuracy
-model-index:
-- name: {name}
-  results:
-  - task: {{type: image-classification}}
-    dataset: {{type: {dataset}, name: {dataset}}}
-    metrics:
-    - {{type: accuracy, name: test top-1, value: {result["test_top1"]:.2f}}}
----
-
-"""
+def plain(value):
+    """Markdown that shows a text as it is: nothing in it is obeyed.  Other values stay."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # marked as safe in the template
+        return value
+    obeyed = r"[\\`*{}\[\]<>#|~$&]|(?<![^\W_])_|_(?![^\W_])"  # _ between letters is not
+    return re.sub(obeyed, r"\\\g<0>", printable(value))
 
 
-def _metrics(stages):
-    rows = [
-        f"| {TITLES[config['stage']]} | {result['model']} | {result['val_top1']:.2f} | "
-        f"{result['test_top1']:.2f} | {result['test_top5']:.2f} |\n"
-        for config, result in reversed(stages)
-        if config["stage"] in TITLES
+def hub_head(content, stages, licence):
+    """The YAML head that model hubs read, to stand before `model_card`; arguments as there."""
+    hub, (config, result) = needed("huggingface_hub", "--hub-folder"), stages[0]
+    network, known = content["arch"]["name"], ON_THE_HUB.get(config["dataset"])
+    dataset = printable(called(config["dataset"], config["data_dir"]))
+    results = [
+        hub.EvalResult(
+            task_type="image-classification",
+            dataset_type=known or "folder",
+            dataset_name=dataset,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=f"test {name}",
+            metric_value=round(result[f"test_{name.replace('-', '')}"], 2),
+        )
+        for name in ("top-1", "top-5")
     ]
-    return f"""| | network | validation top-1 | test top-1 | test top-5 |
-|---|---|---|---|---|
-{"".join(rows)}
-Percent; one run, seed {stages[0][0]["seed"]}.  Choices were made on validation images; the test \
-set was read once a stage, with the last weights."""
-
-
-def _data(config):
-    name, per_class = called(config["dataset"], config["data_dir"]), config["labels_per_class"]
-    amount = f"{per_class} images a class" if per_class else "all other training images"
-    return f"""- Data set `{name}`, images {config["input_size"]} px square.
-- Labelled: {amount}; {config["val_per_class"]} a class are validation images.
-- sha256 of labels and pixels: {config["inputs"]["labelled"]["pixels"]}"""
+    data = hub.ModelCardData(
+        license=licence,
+        library_name="timm" if network.startswith("timm/") else "pytorch",
+        pipeline_tag="image-classification",
+        datasets=known and [known],
+        metrics=["accuracy"],
+        model_name=network,
+        eval_results=results,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n"
 
 
 def _selection(stages):
+    """What the card says of the rows that a student was trained on, or of there being none."""
     if stages[0][0]["parent"] is None:
-        return "None: this network saw labelled images only."
+        return ["None: this network saw labelled images only."]
     found = [pair for pair in stages if pair[0]["stage"] == "samples"]
     if not found:
-        return "Not recorded: the stage `samples` was not at hand."
-    ((config, result),) = found
+        return ["Not recorded: the stage samples was not at hand."]
+    config, result = found[0]
     pools = ", ".join(f"{name} ({pool['entries']:,})" for name, pool in config["pools"].items())
     copies = "" if config["keep_duplicates"] else ", or copies of labelled images"
-    card = f"""- Pool: {pools}; {result["scored"]:,} images scored, {result["skipped"]:,} left out \
-(unreadable{copies}).
-- Rule: `{config["strategy"]}`, the P={config["p"]} best classes of an image, the \
-K={config["k"]} best images of a class: {result["selected"]:,} rows of \
-{result["unique_images"]:,} images."""
-    return f"{card}\n- Right labels: {labels_right(result)}."
+    return [
+        f"Pool: {pools}; {result['scored']:,} images scored, {result['skipped']:,} left out "
+        f"(unreadable{copies}).",
+        f"Rule: {config['strategy']}, the P={config['p']} best classes of an image, the "
+        f"K={config['k']} best images of a class: {result['selected']:,} rows of "
+        f"{result['unique_images']:,} images.",
+        f"Right labels: {labels_right(result)}.",
+    ]
 
 
-def _origin(config):
-    versions = ", ".join(f"{name} {value}" for name, value in config["versions"].items())
-    card = f"- Versions: {versions}; {config['device']}, {config['precision']}."
-    if parent := config["parent"]:
-        card += f"\n- Made from the stage `{parent['stage']}`, sha256 {parent['sha256']}."
-    return card
-
-
-def _licence_of_the_start(stages):
-    """What the weights that the teacher started from add to the publisher's licence."""
-    first = stages[-1][0]
-    if first["stage"] != "teacher":
+def _licence_of(start):
+    """What weights that a stage began with add to the publisher's licence: text."""
+    if not start:
         return (
-            f"\n\nThe teacher was not at hand: if it started from published weights, their licence "
-            f"holds too ({LICENCE} for ssl and swsl ones)."
+            "The teacher was not at hand: if it started from published weights, their licence "
+            "holds too (cc-by-nc-4.0 for ssl and swsl ones)."
         )
-    if not first["weights"]:
-        return ""
-    name = name_in_zoo(first["weights"])
-    terms = f"under {LICENCE}: no commercial use" if name else "whose licence holds too"
-    name = name or Path(first["weights"]).name
-    return f"\n\nThe teacher started from the weights {name}, {terms}."
+    licence, name = licence_of(start), name_in_zoo(start) or Path(start).name
+    use = ": no commercial use" if "-nc" in licence else ""
+    terms = "whose licence holds too" if licence == "unknown" else f"under {licence}{use}"
+    return f"A training started from the weights {name}, {terms}."

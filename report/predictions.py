@@ -1,12 +1,13 @@
 """What predict.py shows: a table with bars, JSON, pictures for TensorBoard."""
 
 import json
-import os
 import sys
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+
+from .tables import printable
 
 BAR = 24  # characters of a bar of 100 %
 PER_FIGURE = 64  # pictures
@@ -26,18 +27,13 @@ class Prediction(NamedTuple):
         """Whether the best class is the true one, as text; empty where that is not known."""
         if self.truth is None or not self.best:
             return ""
-        return "  (right)" if self.best[0][0] == self.truth else f"  (wrong: {self.truth})"
-
-
-def printable(path):
-    """A path as text that a terminal and JSON can take, other characters as backslash escapes."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        right = self.best[0][0] == self.truth
+        return "  (right)" if right else f"  (wrong: {printable(self.truth)})"
 
 
 def print_table(predictions):
     """Print the best classes with bars, broken images on stderr.  -> the number classified"""
-    classified, encoding = 0, sys.stdout.encoding or "utf-8"
+    classified = 0
     for one in predictions:
         if one.error:
             print(f"{one.name}: {one.error}", file=sys.stderr, flush=True)
@@ -45,8 +41,7 @@ def print_table(predictions):
         classified += 1
         width = max(len(printable(name)) for name, _ in one.best)
         lines = [f"  {printable(name):<{width}} {100 * p:6.2f} %  {bar(p)}" for name, p in one.best]
-        text = "\n".join([one.name + one.mark, *lines])
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print(one.name + one.mark, *lines, sep="\n", flush=True)
     return classified
 
 
@@ -68,7 +63,8 @@ def print_json(predictions):
             found = {"predictions": [{"class": c, "probability": p} for c, p in one.best]}
             found |= {"truth": one.truth} if one.truth else {}
             classified += 1
-        print(separator, json.dumps({"image": one.name, **found}), sep="\n", end="", flush=True)
+        line = json.dumps({"image": one.name, **found}, allow_nan=False)
+        print(separator, line, sep="\n", end="", flush=True)
         separator = ","
     print("\n]")
     return classified

@@ -1,4 +1,6 @@
-"""What the scripts print.  Imports nothing, so that a program that only prints starts at once."""
+"""What the scripts print.  Imports no library, so that what only prints starts at once."""
+
+import re
 
 TRAININGS = {
     "teacher": "teacher",
@@ -10,9 +12,20 @@ TRAININGS = {
 def print_table(title, rows):
     """Print two columns under a title; rows: (name, value) pairs."""
     width = max(len(name) for name, _ in rows)
-    print(f"\n{title}")
+    print(f"\n{printable(title)}")
     for name, value in rows:
-        print(f"  {name:<{width}}  {value}")
+        print(f"  {name:<{width}}  {printable(value)}")
+
+
+def printable(text):
+    """`text` in one line, with backslash escapes for what a terminal would obey (such as colours)
+    and for bytes that are no UTF-8.
+
+    Where the locale is not UTF-8, a path has surrogates in the place of its letters' bytes.
+    """
+    text = re.sub("[\ud800-\udc7f\udd00-\udfff]", "\N{REPLACEMENT CHARACTER}", str(text))
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def length(recipe):

@@ -23,8 +23,9 @@ from data.sources import absolute
 from data.splits import split
 from engine import count_steps
 from files import sha256_of_file
-from models import build_model, check_name, head_of, others
-from models.hub import HUB, MEAN, STD, hub_name, hub_weights
+from models import others
+from models.hub import HUB, hub_name, published_weights
+from models.networks import build_model, check_name, head_of
 from presets import PRESETS, override
 from topk import MAX_POSITION
 
@@ -185,17 +186,14 @@ def starting_point(path, data_dir):
     if path is None:
         return Start()
     if path in HUB or not Path(path).exists():
-        if others.is_known(path):
-            file = Path(data_dir, "weights", f"{path.removeprefix(others.PREFIX)}.pth")
-            file = file if file.is_file() else None
-            own = file and checkpoint.load(file)
-            weights, mean_std = others.published_weights(path, own)
-            return Start(weights, path, path, mean_std, file)
-        name = hub_name(path)
-        return Start(hub_weights(name), name, HUB[name], (list(MEAN), list(STD)))
+        name = path if others.is_known(path) else hub_name(path)
+        file = Path(data_dir, "weights", f"{name.removeprefix(others.PREFIX)}.pth")
+        file = file if file.is_file() else None
+        weights, mean_std = published_weights(name, own=file and checkpoint.load(file))
+        return Start(weights, name, HUB.get(name, name), mean_std, file)
     path = Path(path, "model.pt") if Path(path).is_dir() else path  # a stage's folder
     weights = checkpoint.load(path)
-    if not isinstance(weights, dict) or not {"arch", "format"} <= weights.keys():
+    if not {"arch", "format"} <= weights.keys():
         return Start(weights, str(path), file=path)
     checkpoint.rebuild(weights, path)  # raises ValueError for a damaged one
     normalisation = tuple(weights["normalisation"].values())

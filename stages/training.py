@@ -16,7 +16,7 @@ from data.images import Images
 from data.labelled import LabelledImages, LabelledSet
 from engine import TrainState, accuracy, count_steps, fit, predict
 from files import whole_file
-from models import head_of
+from models.networks import head_of
 from presets import Training
 
 from . import checkpoint, program

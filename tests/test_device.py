@@ -14,7 +14,7 @@ import engine
 import ranking
 from data.augment import POLICIES
 from data.labelled import LABELLED_SETS
-from models import build_model
+from models.networks import build_model
 from presets import PRESETS
 from stages import device, flags, prepare
 

@@ -1,13 +1,17 @@
 """export.py: what is published loads everywhere and says what it is."""
 
+import base64
+import contextlib
+import errno
 import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -133,6 +137,60 @@ def test_two_exports_are_one(publish, published, folder_run):
     assert {path: path.read_bytes() for path in published[0].parent.iterdir()} == before
 
 
+def test_several_exports_at_once_publish_whole_files_only(published, folder_run):
+    """Three processes, two networks, one folder: each file has the hash in its name."""
+    out, processes = published[0].parent, []
+    for stage in ("finetuned", "teacher", "finetuned"):
+        if (process := os.fork()) == 0:
+            with contextlib.suppress(BaseException):
+                for _ in range(5):
+                    export.main([str(folder_run / stage), str(out)])
+                os._exit(0)
+            os._exit(1)
+        processes.append(process)
+    assert [os.waitpid(process, 0)[1] for process in processes] == [0, 0, 0]
+    weights = sorted(out.glob("*.pth"))
+    assert len(weights) == 2 and {path.suffix for path in out.iterdir()} == {".pth", ".md"}
+    for path in weights:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert path.stem.endswith(digest[:8]) and digest in path.with_suffix(".md").read_text()
+
+
+def test_an_export_that_fails_leaves_nothing(publish, folder_run, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export, "write_text", full)
+    code, error = publish(folder_run / "finetuned", tmp_path)
+    assert (code, error.count("\n")) == (1, 1) and not list(tmp_path.iterdir())
+
+
+STRANGE = "a|b*c<script>`d`\n# e\x1b[31m[f](g): 'h' \"i"
+
+
+def test_strangers_names_are_shown_in_the_card_and_obeyed_nowhere(
+    publish, run_copy, tmp_path, monkeypatch
+):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("report.model_card.called", lambda *_: STRANGE)
+    assert publish(run_copy / "finetuned", tmp_path, "--hub-folder") == (0, "")
+    text = (tmp_path / "README.md").read_text()
+    assert "\x1b" not in text and "\n# e" not in text
+    shown = r"""a\|b\*c\<script\>\`d\`\\n\# e\\x1b\[31m\[f\](g): 'h' "i"""
+    assert f"- Data set {shown}, images" in text
+    (first, _) = hub.ModelCard.load(tmp_path / "README.md").data.eval_results
+    assert first.dataset_name == r"""a|b*c<script>`d`\n# e\x1b[31m[f](g): 'h' "i"""
+
+
+def test_a_data_sets_name_makes_a_plain_file_name(publish, run_copy, tmp_path):
+    result = read_record(run_copy / "finetuned" / "result.json")
+    for number, name in enumerate((STRANGE, "../../up", "\N{SNOWMAN}" * 300, "caf\u00e9")):
+        write_json(run_copy / "finetuned" / "result.json", sealed({**result, "dataset": name}))
+        out = tmp_path / str(number)
+        assert publish(run_copy / "finetuned", out)[0] == 0
+        assert all(re.fullmatch(r"[\w.-]{9,90}", path.name) for path in out.iterdir())
+
+
 def test_the_card_tells_data_selection_metrics_and_licence(published, folder_run, folder_data):
     card = published[1].read_text()
     for stage in ("teacher", "student", "finetuned"):
@@ -140,14 +198,14 @@ def test_the_card_tells_data_selection_metrics_and_licence(published, folder_run
         assert f"| {result['val_top1']:.2f} | {result['test_top1']:.2f} |" in card
     selected = read_record(folder_run / "samples" / "result.json")
     for fact in (
-        f"Data set `{folder_data.name}`, images 8 px square",
+        f"Data set {folder_data.name}, images 8 px square",
         "3 images a class; 2 a class are validation images",
         "Pool: heldout (36)",
         f"{selected['selected']:,} rows of {selected['unique_images']:,} images",
         "P=2 best classes",
         "Right labels: ",
         "seed 0",
-        "MIT.",
+        "mit.",
     ):
         assert fact in card
     assert str(folder_run) not in card
@@ -157,27 +215,81 @@ def test_a_teachers_card_has_no_selection(publish, folder_run, tmp_path):
     assert publish(folder_run / "teacher", tmp_path, "--licence", "CC0 1.0")[0] == 0
     (card,) = tmp_path.glob("*.md")
     assert "None: this network saw labelled images only." in card.read_text()
-    assert "CC0 1.0." in card.read_text()
+    assert "cc0-1.0." in card.read_text()  # as the Hub spells it
+
+
+@pytest.fixture
+def started_from(run_copy):
+    """started_from(weights, ...) -> the run, as if its teacher had been trained from weights."""
+
+    def change(name, **inputs):
+        config = read_record(run_copy / "teacher" / "config.json")
+        config = {**config, "weights": name, "inputs": {**config["inputs"], **inputs}}
+        write_json(run_copy / "teacher" / "config.json", sealed(config))
+        result = read_record(run_copy / "teacher" / "result.json")
+        result["files"] = hashes_of(run_copy / "teacher")
+        write_json(run_copy / "teacher" / "result.json", sealed(result))
+        return run_copy
+
+    return change
 
 
 @pytest.mark.parametrize(
-    ("start", "said"),
+    ("start", "said", "licence"),
     [
-        ("swsl_resnet18", "weights resnet18_swsl, under CC-BY-NC 4.0: no commercial use"),
-        ("dir/semi_supervised_resnet50-08389792.pth", "weights resnet50_ssl, under CC-BY-NC 4.0"),
-        ("dir/mine.pth", "weights mine.pth, whose licence holds too"),
-        ("resnet18_imagenet", "weights resnet18_imagenet, whose licence holds too"),
+        (
+            "swsl_resnet18",
+            "weights resnet18_swsl, under cc-by-nc-4.0: no commercial use",
+            "cc-by-nc-4.0",
+        ),
+        (
+            "dir/semi_supervised_resnet50-08389792.pth",
+            "resnet50_ssl, under cc-by-nc-4.0",
+            "cc-by-nc-4.0",
+        ),
+        ("timm/resnet50.fb_swsl_ig1b_ft_in1k", "resnet50_swsl, under cc-by-nc", "cc-by-nc-4.0"),
+        ("timm/convnextv2_tiny", "convnextv2_tiny, under cc-by-nc-4.0", "cc-by-nc-4.0"),
+        ("timm/resnet10t", "weights resnet10t, under apache-2.0.", "apache-2.0"),
+        ("dir/mine.pth", "weights mine.pth, whose licence holds too", "unknown"),
+        ("resnet18_imagenet", "weights resnet18_imagenet, whose licence holds too", "unknown"),
     ],
 )
-def test_the_licence_of_the_first_weights_is_told(publish, run_copy, tmp_path, start, said):
-    config = read_record(run_copy / "teacher" / "config.json")
-    write_json(run_copy / "teacher" / "config.json", sealed({**config, "weights": start}))
-    result = read_record(run_copy / "teacher" / "result.json")
-    result["files"] = hashes_of(run_copy / "teacher")
-    write_json(run_copy / "teacher" / "result.json", sealed(result))
-    assert publish(run_copy / "finetuned", tmp_path / "out")[0] == 0
+def test_the_licence_of_the_first_weights_is_the_students(
+    publish, started_from, tmp_path, start, said, licence
+):
+    run = started_from(start)
+    assert publish(run / "finetuned", tmp_path / "out")[0] == 0
     (card,) = (tmp_path / "out").glob("*.md")
-    assert said in card.read_text()
+    assert said in card.read_text() and f"\n{licence}.  The images" in card.read_text()
+    code, error = publish(run / "finetuned", tmp_path / "free", "--licence", "mit")
+    if "-nc" in licence:
+        assert code == 2 and "under cc-by-nc-4.0, no commercial use" in error
+        assert not (tmp_path / "free").exists()
+    else:
+        assert code == 0  # the publisher knows better
+
+
+def test_the_strictest_licence_of_several_starts_is_the_networks():
+    free, not_at_hand, forbids = "timm/resnet10t", "", "resnet18_swsl"
+    assert export.settle_licence(None, []) == "mit"
+    assert export.settle_licence(None, [free]) == "apache-2.0"
+    assert export.settle_licence(None, [free, not_at_hand]) == "unknown"
+    assert export.settle_licence(None, [free, not_at_hand, forbids]) == "cc-by-nc-4.0"
+    assert export.settle_licence("cc-by-nc-sa-4.0", [forbids]) == "cc-by-nc-sa-4.0"
+
+
+def test_the_licence_comes_through_a_stage_that_the_training_started_from(
+    publish, started_from, folder_run, tmp_path
+):
+    """As in semi-weak supervision: the teacher of the tags' teacher had published weights."""
+    first = started_from("resnet18_swsl") / "teacher"
+    first = first.rename(tmp_path / "weak")
+    shutil.copytree(folder_run / "teacher", tmp_path / "run" / "teacher")
+    sha256 = hashlib.sha256((first / "model.pt").read_bytes()).hexdigest()
+    for same, licence in ((sha256, "cc-by-nc-4.0"), ("0" * 64, "unknown")):
+        run = started_from(str(first), weights={"sha256": same})
+        assert publish(run / "finetuned", tmp_path / licence)[0] == 0
+        assert f"\n{licence}.  The" in next((tmp_path / licence).glob("*.md")).read_text()
 
 
 def test_what_is_no_trained_stage_is_refused(publish, run_copy, tmp_path):
@@ -216,16 +328,101 @@ def test_safetensors_serve_wherever_a_checkpoint_does(publish, folder_run, tmp_p
 
 
 def test_a_hub_folder_says_what_it_holds(publish, folder_run, tmp_path):
-    pytest.importorskip("safetensors")
+    hub = pytest.importorskip("huggingface_hub")
     assert publish(folder_run / "finetuned", tmp_path, "--hub-folder") == (0, "")
     names = {"config.json", "model.safetensors", "README.md"}
     assert {path.name for path in tmp_path.iterdir()} == names
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["architecture"] == "resnet8" and config["num_classes"] == 4
-    assert config["pretrained_cfg"]["label_names"] == ["ant", "bee", "crab", "dove"]
-    head = (tmp_path / "README.md").read_text().split("---")[1]
+    labels = ["ant", "bee", "crab", "dove"]  # transformers looks at the root, timm below it
+    assert config["label_names"] == config["pretrained_cfg"]["label_names"] == labels
+    card = hub.ModelCard.load(tmp_path / "README.md")
     result = read_record(folder_run / "finetuned" / "result.json")
-    assert "license: mit" in head and f"value: {result['test_top1']:.2f}" in head
+    assert (card.data.license, card.data.library_name) == ("mit", "pytorch")
+    assert [(one.metric_name, one.metric_value, one.dataset_split) for one in
+            card.data.eval_results] == [
+        ("test top-1", round(result["test_top1"], 2), "test"),
+        ("test top-5", round(result["test_top5"], 2), "test"),
+    ]  # fmt: skip
+
+
+def hub_stub(requests, refusal=None):
+    """A server on loopback that answers as the model hub does; requests: filled with (path, body).
+
+    refusal: the status of its answer to a commit
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            requests.append((self.path, body))
+            address = f"http://{self.headers['Host']}/me/mine"
+            answer = {"url": address}
+            if self.path.endswith("/preupload/main"):
+                files = [{**one, "uploadMode": "regular"} for one in json.loads(body)["files"]]
+                answer = {"files": [{**one, "shouldIgnore": False} for one in files]}
+            elif self.path.endswith("/commit/main"):
+                answer = {"commitUrl": f"{address}/commit/1", "commitOid": "1"}
+            self.send_response(refusal if refusal and "commit" in self.path else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        def log_message(self, *args):
+            pass
+
+    return ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+
+@pytest.fixture
+def serve_hub(monkeypatch):
+    """serve_hub(status) -> the requests to a stub, which the client takes for the hub."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    client = pytest.importorskip("huggingface_hub.hf_api").api
+    servers = []
+
+    def serve(refusal=None):
+        requests = []
+        server = hub_stub(requests, refusal)
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        servers.append(server)
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(client, "endpoint", address)
+        return requests
+
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 34)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_hub_folder_is_pushed_with_the_hubs_own_client(publish, serve_hub, folder_run, tmp_path):
+    requests = serve_hub()
+    (tmp_path / "private.txt").write_text("stays here")
+    code, error = publish(folder_run / "finetuned", tmp_path, "--push", "me/mine")
+    assert (code, error) == (0, "")
+    paths = [path for path, _ in requests]
+    assert paths[:2] == ["/api/repos/create", "/api/validate-yaml"]  # the hub looks at the card
+    assert paths[-1] == "/api/models/me/mine/commit/main"
+    lines = [json.loads(line)["value"] for line in requests[-1][1].splitlines()]
+    sent = {line["path"]: base64.b64decode(line["content"]) for line in lines if "path" in line}
+    names = {"config.json", "model.safetensors", "README.md"}
+    assert sent == {name: (tmp_path / name).read_bytes() for name in names}
+
+
+def test_a_push_that_the_hub_refuses_is_one_line_and_the_folder_stays(
+    publish, serve_hub, folder_run, tmp_path
+):
+    serve_hub(403)
+    code, error = publish(folder_run / "finetuned", tmp_path / "out", "--push", "me/mine")
+    assert (code, error.count("\n")) == (1, 1) and "is written, but not uploaded" in error
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    code, error = publish(folder_run / "finetuned", tmp_path / "new", "--push", "me/mi ne")
+    assert (code, error.count("\n")) == (2, 1) and "me/mi ne" in error
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from data.augment import Augment, Normalise
 from data.images import Images
 from engine import TrainState, fit, predict
-from models import build_model
+from models.networks import build_model
 from presets import Training
 from ranking import STRATEGIES, Selector
 from stages import training

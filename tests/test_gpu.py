@@ -16,7 +16,7 @@ import ranking
 from data.augment import POLICIES, Augment, Normalise
 from data.images import Images
 from engine import TrainState, fit, predict
-from models import build_model
+from models.networks import build_model
 from presets import Training
 from ranking import STRATEGIES, Selector
 from stages.device import set_up_device

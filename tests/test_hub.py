@@ -1,5 +1,7 @@
 """The zoo: torch.hub entry points, the published weights' table and download, parity with timm."""
 
+import argparse
+import datetime
 import hashlib
 import io
 import os
@@ -8,9 +10,15 @@ import subprocess
 import sys
 import threading
 import time
+import types
+import uuid
+import zipfile
+from collections import defaultdict, deque
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -18,12 +26,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import hubconf
-from models import MODELS, build_model
 from models import hub as table
+from models import weights
+from models.networks import MODELS, build_model
+from models.weights import start_from
 
 ROOT = Path(__file__).parents[1]
 hub = hubconf._hub  # hubconf's own copy of models.hub
-download = hubconf._models.download
+download = sys.modules[f"{hub.__package__}.download"]
 BOTH = (hub, table)
 
 
@@ -402,3 +412,181 @@ def test_a_file_cut_off_anywhere_is_named(tmp_path, resnet18, refused, folder_fl
         path.write_bytes(whole.getvalue()[:length])
         error = refused("teacher", tmp_path / "run", *folder_flags, "--weights", path)
         assert f"{path} is damaged" in error
+
+
+# --- checkpoints of other programs --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small network's weights."""
+    torch.manual_seed(6)
+    return build_model("resnet8", 3).state_dict()
+
+
+def starts_a_network(content, path, **how):
+    """Save a checkpoint, read it, start a network from it; -> the network's weights."""
+    torch.save(content, path, **how)
+    model = build_model("resnet8", 3)
+    assert not start_from(model, weights.load(path), path)
+    return model.state_dict()
+
+
+BESIDE = {
+    "args": argparse.Namespace(lr=0.1, out=Path("runs")),
+    "best": np.float32(76.5),
+    "count": np.int64(3),
+    "history": np.arange(6.0).reshape(2, 3),
+    "random": np.random.RandomState(0).get_state(),
+    "kind": np.dtype("float64"),
+    "began": datetime.datetime(2024, 1, 2, tzinfo=datetime.UTC),
+    "day": datetime.date(2024, 1, 2),
+    "took": datetime.timedelta(hours=1),
+    "path": PureWindowsPath(r"C:\runs"),
+    "losses": defaultdict(list, {"train": [0.1]}),
+    "recent": deque([1, 2], maxlen=5),
+    "torch": torch.__version__,  # a class of its own
+    "run": uuid.UUID(int=5),
+    "price": Decimal("0.1"),
+    "settings": types.SimpleNamespace(seed=0),
+    "classes": {"ant", "bee"},
+    "span": range(3),
+}
+
+
+@pytest.mark.parametrize("beside", BESIDE)
+@pytest.mark.parametrize("old", [False, True])
+def test_harmless_objects_beside_the_weights_are_passed_over(small, tmp_path, beside, old):
+    content = {"state_dict": small, beside: BESIDE[beside]}
+    how = {"_use_new_zipfile_serialization": not old}
+    loaded = starts_a_network(content, tmp_path / "other.pth", **how)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in small.items())
+
+
+def test_no_numpy_object_is_made_of_what_a_file_says(tmp_path):
+    """NumPy would take a pointer from a file whose type says object and whose flags say number."""
+    torch.save({"array": np.arange(3), "number": np.float64(1)}, tmp_path / "numpy.pt")
+    kinds = {type(value).__module__ for value in weights.load(tmp_path / "numpy.pt").values()}
+    assert kinds == {"models.weights"}
+
+
+@pytest.mark.parametrize(
+    "prefixes",
+    [
+        ("module.", "module."),
+        ("_orig_mod.", "module."),
+        ("module.", "_orig_mod."),
+        ("model.",),  # Lightning
+        ("model.", "_orig_mod.", "module."),
+        ("net.",),
+        ("ema_model.", "backbone.module."),
+        ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module."),
+    ],
+)
+def test_prefixes_of_wrappers_are_stripped_until_nothing_changes(small, tmp_path, prefixes):
+    content = {"".join(prefixes) + name: tensor for name, tensor in small.items()}
+    content["".join(prefixes[:1]) + "n_averaged"] = torch.tensor(7)  # of torch's AveragedModel
+    loaded = starts_a_network({"state_dict": content}, tmp_path / "other.pth")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in small.items())
+
+
+def test_a_wrapper_inside_a_network_is_stripped_too(small, tmp_path):
+    content = {name.replace("blocks.0.", "blocks.0._orig_mod."): x for name, x in small.items()}
+    assert content.keys() != small.keys()
+    starts_a_network(content, tmp_path / "other.pth")
+
+
+def test_a_prefix_that_is_the_networks_own_stays():
+    class Wrapped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = build_model("resnet8", 3)
+
+    one, other = Wrapped(), Wrapped()
+    start_from(one, other.state_dict(), "itself")
+    assert torch.equal(one.model.conv1.weight, other.model.conv1.weight)
+
+
+OPTIMIZER = {"state": {0: {"exp_avg": torch.ones(3, 3)}}, "param_groups": [{"lr": 0.1}]}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    ["model_state_dict", "net", "ema", "model", "network", "ema.module", "a.b.c.d", "student"],
+)
+def test_the_one_dict_of_tensors_is_found(small, tmp_path, keys):
+    content = small
+    for key in reversed(keys.split(".")):
+        content = {
+            key: content,
+            "optimizer": OPTIMIZER,
+            "rng": {"cpu": torch.zeros(9, dtype=torch.uint8)},
+        }
+    loaded = starts_a_network(content, tmp_path / "other.pth")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in small.items())
+
+
+def test_the_network_itself_goes_before_its_average(small, tmp_path):
+    average = {name: torch.zeros_like(tensor) for name, tensor in small.items()}
+    loaded = starts_a_network({"model_ema": average, "model": small}, tmp_path / "other.pth")
+    assert torch.equal(loaded["conv1.weight"], small["conv1.weight"])
+    with pytest.raises(ValueError, match="several networks, student, teacher; save one"):
+        starts_a_network({"student": small, "teacher": average}, tmp_path / "two.pth")
+
+
+class Recipe:
+    """A class of another program."""
+
+
+NOT_WEIGHTS = {
+    "an object": ({"state_dict": {}, "recipe": Recipe()}, "test_hub.Recipe, which could run code"),
+    "a module": (torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear, which could run code"),
+    "code": ({"fc.weight": Evil()}, "io.open, which could run code"),
+    "None": (None, "but a NoneType"),
+    "False": (False, "but a bool"),
+    "a tensor": (torch.zeros(2, 2), "but a Tensor"),
+    "a list": ([torch.zeros(2, 2)], "but a list"),
+    "nothing": ({}, "but nothing"),
+    "an empty dict": ({"state_dict": None, "epoch": 3}, "but state_dict, epoch"),
+    "numbers": ({"losses": {"train": [1.0]}}, "but losses"),
+}
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kind", NOT_WEIGHTS)
+def test_what_holds_no_weights_says_what_it_holds(
+    kind, old, tmp_path, refused, folder_flags, monkeypatch
+):
+    """Never that a whole file is damaged, and never a start from random weights."""
+    monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
+    content, said = NOT_WEIGHTS[kind]
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=not old)
+    error = refused("teacher", tmp_path / "run", *folder_flags, "--weights", tmp_path / "x.pth")
+    assert said in error and "damaged" not in error and not (tmp_path / "evil").exists()
+
+
+def test_a_whole_file_of_another_kind_is_not_called_damaged(tmp_path):
+    scripted = torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(1, 2),))
+    torch.export.save(scripted, tmp_path / "exported.pt2")
+    np.savez(tmp_path / "arrays.npz", a=np.zeros(3))
+    with zipfile.ZipFile(tmp_path / "text.pth", "w") as archive:
+        archive.writestr("notes.txt", "no weights")
+    for name in ("exported.pt2", "arrays.npz", "text.pth"):
+        with pytest.raises(ValueError, match=f"{name} is not a checkpoint"):
+            weights.load(tmp_path / name)
+
+
+def test_safetensors_are_known_by_their_content(small, tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    save_file(small, tmp_path / "pytorch_model.bin")
+    model = build_model("resnet8", 3)
+    start_from(model, weights.load(tmp_path / "pytorch_model.bin"), "bin")
+    assert torch.equal(model.state_dict()["conv1.weight"], small["conv1.weight"])
+
+
+def test_a_checkpoint_that_holds_itself_ends(tmp_path):
+    content = {"epoch": 1}
+    content["self"] = content
+    torch.save(content, tmp_path / "loop.pth")
+    with pytest.raises(ValueError, match="holds no weights"):
+        start_from(build_model("resnet8", 3), weights.load(tmp_path / "loop.pth"), "loop.pth")

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from models import MODELS, build_model
+from models.networks import MODELS, build_model
 from models.small_resnet import SmallResNet
 
 SMALL = sorted(

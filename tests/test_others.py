@@ -6,7 +6,8 @@ import pytest
 import torch
 import torchvision
 
-from models import MODELS, Float32Linear, build_model, check_name, head_of, others
+from models import hub
+from models.networks import MODELS, Float32Linear, build_model, check_name, head_of
 from models.weights import rebuild, start_from
 from stages import checkpoint
 
@@ -52,8 +53,8 @@ def test_without_timm_its_names_say_what_to_install(monkeypatch):
 
 def test_the_weights_that_torchvision_publishes_come_with_their_normalisation(monkeypatch):
     asked = []
-    monkeypatch.setattr("models.hub.weights_from_url", lambda url: asked.append(url) or {})
-    _, (mean, std) = others.published_weights("vit_b_16")
+    monkeypatch.setattr("models.hub.weights_from_url", lambda url, _: asked.append(url) or {})
+    _, (mean, std) = hub.published_weights("vit_b_16")
     assert asked == [torchvision.models.ViT_B_16_Weights.DEFAULT.url]
     assert mean == [0.485, 0.456, 0.406] and std == [0.229, 0.224, 0.225]
 

@@ -2,7 +2,11 @@
 
 import json
 import os
+import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,8 +20,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import predict
 from data.decode import decode, fit_square
 from files import sha256_of_file
-from models import build_model, hub
+from models import hub
+from models.networks import build_model
 from report import predictions
+from report.tables import printable
 
 
 @pytest.fixture
@@ -219,6 +225,127 @@ def test_tensorboard_gets_the_readable_pictures(ask, stage, photos, folder_data,
     figure = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
     areas = [(figure == colour).all(2).sum() for colour in (teal, orange)]  # pixels
     assert areas[0] > 5_000 and areas[1] == pytest.approx(2 * areas[0], rel=0.05)
+
+
+# --- names, pipes, signals ------------------------------------------------------------------------
+
+RED = "caf\N{LATIN SMALL LETTER E WITH ACUTE}\x1b[31m"  # a class whose name colours a terminal
+
+
+@pytest.fixture
+def red(stage, folder_data, tmp_path):
+    """A lone checkpoint whose first class is RED, and a folder of that name with two images."""
+    state = torch.load(stage / "model.pt", weights_only=True)
+    state["classes"][0] = RED
+    torch.save(state, tmp_path / "lone.pt")
+    folder = tmp_path / RED
+    folder.mkdir()
+    for number in range(2):
+        shutil.copy(folder_data / "test" / "ant" / f"{number}.png", folder)
+    return tmp_path / "lone.pt", folder
+
+
+def test_names_never_reach_the_terminal_as_commands(ask, red, tmp_path):
+    checkpoint, folder = red
+    for flags in ((), ("--json",), ("--topk", 1)):
+        code, out, error = ask(folder, "--checkpoint", checkpoint, *flags)
+        assert code == 0 and "\x1b" not in out + error
+    code, out, error = ask(folder / "no", "--checkpoint", checkpoint)
+    assert code == 2 and "\x1b" not in error and r"\x1b[31m" in error
+    code, out, error = ask(folder, "--checkpoint", tmp_path / "no\x9b31m")  # another such byte
+    assert code == 2 and "\x9b" not in error
+    assert json.loads(ask(folder, "--checkpoint", checkpoint, "--json")[1])[0]["truth"] == RED
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\tb\n", r"a\tb\n"),
+        ("\u202eabc", r"\u202eabc"),  # turns the direction of what follows
+        ("\ud800", "\N{REPLACEMENT CHARACTER}"),
+        ("latin-\udce9", r"latin-\xe9"),
+        ("caf\udcc3\udca9", "caf\N{LATIN SMALL LETTER E WITH ACUTE}"),
+        ("\udcc2\udc9b", r"\x9b"),
+        (Path("a b"), "a b"),
+        (3, "3"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown_as_an_escape(text, shown):
+    assert printable(text) == shown
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_network_without_finite_answers_is_an_error_and_no_nan(
+    ask, stage, photos, tmp_path, flags
+):
+    state = torch.load(stage / "model.pt", weights_only=True)
+    state["state_dict"]["fc.weight"].fill_(3e38)  # finite, and its logits are not
+    state["state_dict"]["bn1.bias"].fill_(1e3)
+    torch.save(state, tmp_path / "large.pt")
+    code, out, error = ask(photos / "china.jpg", "--checkpoint", tmp_path / "large.pt", *flags)
+    assert code == 1 and "NaN" not in out and "not finite" in out + error
+    assert not flags or "error" in json.loads(out)[0]
+
+
+@pytest.mark.parametrize("flag", ["--checkpoint=~nouser/x", "~nouser/x.jpg", "--tensorboard=~/b"])
+def test_a_tilde_is_a_home_folder_or_one_line(ask, stage, photos, tmp_path, monkeypatch, flag):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if "nouser" in flag:
+        code, _, error = ask(photos, flag)
+        assert (code, error.count("\n")) == (2, 1) and "~nouser" in error
+    else:
+        assert ask(photos, "--checkpoint", stage, flag)[0] == 0
+        assert (tmp_path / "b").is_dir() and not os.path.exists("~")
+
+
+@pytest.mark.parametrize(
+    "shortage",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_too_little_memory_is_one_line(ask, stage, photos, monkeypatch, shortage):
+    def fail(*args):
+        raise shortage
+
+    monkeypatch.setattr(predict, "classify", fail)
+    code, _, error = ask(photos, "--checkpoint", stage)
+    assert (code, error.count("\n")) == (1, 1) and "too little memory" in error
+
+
+@pytest.mark.slow
+def test_locales_pipes_closed_streams_and_ctrl_c_as_a_shell_has_them(red):
+    checkpoint, folder = red
+    script = Path(predict.__file__)
+    command = [sys.executable, script, folder, "--checkpoint", checkpoint, "--device", "cpu"]
+    line = " ".join(map(shlex.quote, map(os.fspath, command)))
+    plain = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"}
+    starts = {
+        "locale": (line, plain),
+        "json": (f"{line} --json", plain),
+        "pipe": (f"{line} | true; exit ${{PIPESTATUS[0]}}", os.environ),
+        "no stderr": (f"{line} 2>&-", os.environ),
+        "no stdout": (f"{line} >&-", os.environ),
+        "ctrl-c": (f"exec timeout --foreground -s INT 1 {line}", os.environ),
+    }
+    running = {
+        name: subprocess.Popen(["bash", "-c", text], env=environment, cwd=script.parent,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for name, (text, environment) in starts.items()
+    }  # fmt: skip
+    ended = {name: (*one.communicate(timeout=180), one.returncode) for name, one in running.items()}
+    assert not any(b"Traceback" in error for _, error, _ in ended.values()), ended
+    out, error, code = ended["locale"]
+    assert (code, error) == (0, b"") and rb"caf\xe9\x1b[31m" in out
+    assert json.loads(ended["json"][0])[0]["truth"] == RED
+    assert ended["pipe"] == (b"", b"", 141)
+    assert ended["no stderr"][2] == 0 and b"0.png" in ended["no stderr"][0]
+    assert ended["no stdout"] == (b"", b"", 0)
+    assert ended["ctrl-c"][2] == 124 and ended["ctrl-c"][1] in (
+        b"predict.py: stopped by SIGINT\n", b""
+    )  # fmt: skip
 
 
 # --- published models ---------------------------------------------------------------------------

@@ -85,6 +85,16 @@ def test_modules_import_each_other_without_cycles():
     tuple(graphlib.TopologicalSorter({name: imports_of(name) for name in PLAN}).static_order())
 
 
+def test_the_modules_of_models_import_each_other_without_cycles():
+    imports = {}
+    for path in files_of("models"):
+        nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom)]
+        local = [node for node in nodes if node.level]
+        imports[path.stem] = {node.module or alias.name for node in local for alias in node.names}
+    assert len(tuple(graphlib.TopologicalSorter(imports).static_order())) == len(imports)
+    assert imports["__init__"] == set() and imports["hub"] > {"weights"}
+
+
 @pytest.mark.parametrize("module", sorted(PLAN.keys() - SCRIPTS))
 def test_only_the_command_line_knows_flags(module):
     for path in files_of(module):

@@ -106,7 +106,7 @@ def multiply_adds(model, size, classes):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from models import build_model
+    from models.networks import build_model
 
     network = build_model(model, classes).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
