@@ -76,6 +76,7 @@ from stages.lifetime import open_stage, running
 from stages.program import Failure, program
 from stages.records import check_file
 from stages.signals import saving_first
+from stages.whole_run import chain_settings
 from topk import MAX_POSITION
 
 
@@ -110,8 +111,7 @@ def select(args, stage, device):
         if args.export:
             classes = job.teacher.classes
             export(job.pool, classes, args.export, rows.position, rows.label, rows.rank)
-        names = ("stage", "preset", "dataset", "seed", "p", "k", "min_score", "strategy")
-        log.finish(result, {name: job.config[name] for name in names})
+        log.finish(result, chain_settings(stage.folder, job.config))
     sources = {source.name: len(source) for source in job.pool.sources}
     summary = tables.selection_summary(result, sources, stage.folder)
     summary.append(("next", flags.next_command("student_train.py", args)))
