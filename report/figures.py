@@ -10,6 +10,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -89,11 +90,12 @@ def confusion_matrix(matrix, classes):
     side = max(6, 3 + 0.55 * count) if count <= _NUMBERED else 14
     figure = blank(side + 0.5, side + 0.3)
     axes = figure.add_subplot(facecolor="0.8")
-    for some, colours in ((~np.eye(count, dtype=bool), "Reds"), (np.eye(count) > 0, "Greens")):
-        part = np.ma.masked_where(~some | np.isnan(percent), percent)
-        shown = axes.imshow(part, cmap=colours, vmin=0, vmax=100, interpolation="nearest")
-        bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=35, pad=0.02)
-    bar.set_label("% of the true class, linear: red taken for another, green right")
+    signed = np.where(np.eye(count) > 0, percent, -percent)  # right above zero, wrong below
+    colours = LinearSegmentedColormap.from_list("verdicts", [RED, "white", GREEN])
+    shown = axes.imshow(signed, cmap=colours, vmin=-100, vmax=100, interpolation="nearest")
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, aspect=35, pad=0.02)
+    bar.set_ticks(range(-100, 101, 25), labels=map(abs, range(-100, 101, 25)))
+    bar.set_label("% of the true class: red is wrong, green is right")
     size = 9 if count <= _NUMBERED else 6.5
     name_ticks(axes.xaxis, classes, size)
     name_ticks(axes.yaxis, classes, size)
@@ -180,17 +182,18 @@ def accuracies(rows):
 def learning_curves(chains):
     """Trainings one after the other on one axis.
 
-    chains: [(text that goes before the networks' names, {network of NETWORKS: (images processed
-    (n,), those of the steps before included; validation top-1 in percent (n,))})] -> Figure
+    chains: [{network of NETWORKS: (images processed (n,), those of the steps before included;
+    validation top-1 in percent (n,))}], each fainter than the one before it -> Figure
     """
     figure = blank(5.2, 3.6)
     axes = figure.add_subplot()
-    for number, (text, curves) in enumerate(chains):
+    for number, curves in enumerate(chains):
         for name, (images, percent) in curves.items():
             colour, mark, dash = NETWORKS[name]
             looks = {"color": colour, "marker": mark, "markevery": max(1, len(images) // 6)}
-            looks |= {"linestyle": dash, "markersize": 5, "alpha": max(0.4, 1 - 0.3 * number)}
-            axes.plot(images, percent, **looks, label=f"{text}{TRAININGS[name]}")
+            looks |= {"linestyle": dash, "markersize": 5, "alpha": max(0.3, 1 - 0.35 * number)}
+            said = any(name in before for before in chains[:number])
+            axes.plot(images, percent, **looks, label=None if said else TRAININGS[name])
     axes.set(xlabel="images processed, all steps one after the other", xlim=(0, None))
     axes.set_ylabel("validation top-1, %")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")

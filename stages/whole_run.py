@@ -146,15 +146,20 @@ def _read_answers(path, labelled):
 
 
 def _read_selection(run, stage, data_dir, labelled, split):
-    names, label, score, rank = selection.read_selection(stage.product, len(labelled.classes))
     run.pool = pool = reopen_pool(stage.config, data_dir, labelled, split)
-    position = pool.positions(names)
-    run.rows = position, label, score, rank, pool.truth_of(position)
+
+    def rows(path):
+        names, label, score, rank = selection.read_selection(path, len(labelled.classes))
+        position = pool.positions(names)
+        return position, label, score, rank, pool.truth_of(position)
+
+    run.rows = checked(stage.product, rows)
     scores = stage.folder / "scores.npz"
     if scores.exists():
         run.scores = checked(scores, _read_best_scores)
-    run.skipped = checked(stage.folder / "skipped.csv", _read_skipped)
-    run.skipped_at = pool.positions([name for name, _ in run.skipped])
+    run.skipped, run.skipped_at = checked(
+        stage.folder / "skipped.csv", lambda path: _read_skipped(path, pool)
+    )
 
 
 def _read_best_scores(path):
@@ -165,9 +170,10 @@ def _read_best_scores(path):
     return best
 
 
-def _read_skipped(path):
+def _read_skipped(path, pool):
     with open(path, newline="", encoding="utf-8") as file:
-        return [(name, reason) for name, reason in csv.reader(file)][1:]
+        rows = [(name, reason) for name, reason in csv.reader(file)][1:]
+    return rows, pool.positions([name for name, _ in rows])
 
 
 # --- its commands -------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def render(run, rival, command_of):
     name, uid = run.folder.resolve().name, "r0"  # uid: begins the ids of the run's elements
     facts = {"uid": uid, "classes": run.classes, "steps": steps.steps(run)}
     facts["settings"] = steps.settings(run, command_of)
-    facts["learning"] = steps.learning([("", run, rival)], uid) if run.curves else None
+    facts["learning"] = steps.learning([(name, run, rival)], uid) if run.curves else None
     facts["by_class"] = tested.by_class(run, uid) if run.answers else None
     facts["selection"] = selected.selection(run, uid) if run.rows else None
     facts["left_out"] = selected.left_out(run) if run.rows else None
@@ -92,9 +92,7 @@ def _comparison(arms):
     # A setting of a stage that only one of the runs has is no difference between them.
     differ = [row for row in rows if len({*row[1:]} - {""}) > 1]
     equal = [row[:2] for row in rows if row not in differ and row.count("") < len(arms) - 1]
-    chains = [
-        (f"{arm.name}: " if len(arms) > 1 else "", arm.runs[0], arm.rivals[0]) for arm in arms
-    ]
+    chains = [(arm.name, arm.runs[0], arm.rivals[0]) for arm in arms]
     return {
         "head": ("", *(arm.name for arm in arms)),
         "shared": shared and conclusion.value(shared),

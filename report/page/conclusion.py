@@ -80,7 +80,7 @@ def arms_of(runs, is_rival):
             groups.setdefault((key, name) if again else key, []).append(name)
     return [
         Arm(
-            names[0] + (f" to {names[-1]} ({len(names)} seeds)" if names[1:] else ""),
+            names[0] + (f", {len(names)} seeds" if names[1:] else ""),
             [runs[name] for name in names],
             [of_run[name] for name in names],
         )
@@ -192,7 +192,7 @@ def _sentence(arms):
 
 
 def _reading(name, gap, low, high, p, paired):
-    text = f"{name[:1].upper()}{name[1:]}: {gap:+.2f} points [{low:+.2f}, {high:+.2f}], {paired}."
+    text = f"{name}: {gap:+.2f} points [{low:+.2f}, {high:+.2f}], {paired}."
     if low > 0 or high < 0:
         return f"{text} The interval lies {'above' if low > 0 else 'below'} zero."
     return f"{text} The interval holds zero: the two cannot be told apart by this."
@@ -204,8 +204,8 @@ def _differences(arms):
     for arm in arms:
         for name in (RIVAL, "teacher"):
             if name in arm.networks and arm.last != name:
-                before = f"{arm.name}: " if len(arms) > 1 else ""
-                text = f"{before}student minus {TRAININGS[name]}"
+                whose = f"{arm.name}: student" if len(arms) > 1 else "Student"
+                text = f"{whose} minus {TRAININGS[name]}"
                 pairs.append((text, arm.networks[arm.last], arm.networks[name]))
     for arm in arms[1:]:
         columns = (one.networks[one.last] for one in (arm, arms[0]))

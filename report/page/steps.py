@@ -76,16 +76,19 @@ def labels_text(run):
 
 
 def learning(chains, uid):
-    """chains: [(text before the names of its networks, run, its rival or None)] -> a chart"""
-    drawn = [(text, _curves(run, rival)) for text, run, rival in chains]
+    """chains: [(name, run, its rival or None)] -> a chart"""
+    drawn = [_curves(run, rival) for _, run, rival in chains]
+    names = [name for name, *_ in chains]
     rows = [
-        (f"{text}{TRAININGS[name]}", f"{images:,}", f"{top1:.2f}")
-        for text, curves in drawn
-        for name, points in curves.items()
+        (name, TRAININGS[network], f"{images:,}", f"{top1:.2f}")
+        for name, curves in zip(names, drawn, strict=True)
+        for network, points in curves.items()
         for images, top1 in zip(*points, strict=True)
     ]
-    head = ("training", "images processed", "validation top-1, %")
+    head = ("run", "training", "images processed", "validation top-1, %")
     note = "An image that is scored in step 2 counts as processed, too."
+    if len(names) > 1:
+        note += f" From strong to faint lines: {', '.join(names)}."
     figure = figures.learning_curves(drawn)
     return chart(figure, "Learning curves", f"{uid}-curves", (head, rows), note=note)
 
