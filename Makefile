@@ -14,10 +14,12 @@ demo cifar10 lab: $(VENV)/installed
 	$(BIN)/python main.py --preset $@ --student-network True $(FLAGS)
 
 # The fair rival of a finished run: `make rival RUN=runs/demo` trains its first network on the labels
-# alone, for as many images as the run processed, into runs/demo-rival.
+# alone, for as many images as the run processed, into runs/demo-rival.  Neither make nor a shell
+# reads what RUN says.
+unexport RUN
+rival: export RIVAL_OF := $(value RUN)
 rival: $(VENV)/installed
-	command=$$($(BIN)/python -c "import pathlib, sys; from stages.whole_run import rival_of; \
-		print(rival_of(pathlib.Path(sys.argv[1])))" $(RUN)) && $(BIN)/$$command $(FLAGS)
+	@$(BIN)/python -c "from stages.whole_run import train_rival; train_rival()" "$$RIVAL_OF" $(FLAGS)
 
 tensorboard: $(VENV)/installed
 	$(BIN)/tensorboard --logdir runs

@@ -108,7 +108,7 @@ from stages import scoring
 from stages.device import set_up_device
 from stages.folder import clear
 from stages.inherit import inherit
-from stages.lifetime import open_stage, read_stage, running
+from stages.lifetime import chain_settings, open_stage, read_stage, running
 from stages.prepare import cache_of, load_dataset, prepare_scoring
 from stages.program import Failure, program, saving_first, tell
 
@@ -149,8 +149,7 @@ def select(args, stage, device):
         if args.export:
             classes = job.teacher.classes
             export(job.pool, classes, args.export, rows.position, rows.label, rows.rank)
-        names = ("stage", "preset", "dataset", "seed", "p", "k", "min_score", "strategy")
-        log.finish(result, {name: job.config[name] for name in names})
+        log.finish(result, chain_settings(stage.folder, job.config))
     sources = {source.name: len(source) for source in job.pool.sources}
     summary = tables.selection_summary(result, sources, stage.folder)
     summary.append(("next", flags.next_command("student_train.py", args)))

@@ -1,14 +1,18 @@
 """The report page: everything about a run in one HTML file, to be read offline and handed in.
 
     python -m report runs/demo                # -> runs/demo/report.html
-    python -m report runs/demo runs/other     # side by side -> runs/report.html
+    python -m report runs/demo runs/other     # and both side by side -> runs/report.html
+
+A rival (`make rival RUN=runs/demo`) in runs/demo-rival is shown with its run.
 
 Reads    the finished stages of each run folder; the labelled set and the pools they name
 Writes   report.html, see --output; it needs no other file and no network
 """
 
 import os
+import sys
 from pathlib import Path
+from urllib.parse import quote
 
 from stages import flags
 from stages.flags import path
@@ -23,32 +27,59 @@ def parse(argv):
         help="default report.html in RUN, of several in the folder that they share")  # fmt: skip
     add("--data-dir", type=path, metavar="DIR",
         help="where data sets are (default: where they were)")  # fmt: skip
-    add("--cache-dir", type=path, metavar="DIR", help="where decoded images are (the same)")
+    add("--cache-dir", type=flags.path, metavar="DIR", help="where decoded images are (the same)")
     add("--unlabeled", nargs="+", metavar="SPEC", help="the pools of step 2 (the same)")
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-        help="predicts the test images (default auto)")  # fmt: skip
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
     parse(None)  # --help and wrong flags, before torch is imported
+    print("reading the runs", file=sys.stderr, flush=True)
 
 from files import write_text
 from report import page
-from stages.device import set_up_device
+from stages.folder import state_of
 from stages.program import program
-from stages.whole_run import command_of, read_run
+from stages.whole_run import command_of, is_rival, read_run, rival_folder
 
 
 @program
 def main(argv=None):
     args = parse(argv)
-    device = set_up_device(args.device)
-    places = args.cache_dir, args.unlabeled
-    runs = [read_run(folder, args.data_dir, device, *places) for folder in args.runs]
+    folders = dict(zip(page.short_names(args.runs), args.runs, strict=True))
+    places = args.data_dir, args.cache_dir, args.unlabeled
+    runs = {name: read_run(folder, *places) for name, folder in folders.items()}
+    pages = {name: run.folder / "report.html" for name, run in runs.items()}
     output = args.output or shared_folder(args.runs) / "report.html"
-    write_text(output, page.render(runs, command_of))
-    print(f"written to {output} ({output.stat().st_size / 1e6:.1f} MB); open it in a browser")
+    if len(runs) == 1:
+        pages = dict.fromkeys(runs, output)
+    elif output in pages.values():
+        raise ValueError(f"{output} is the page of one run; give --output another name")
+    for name, run in runs.items():
+        _write(pages[name], page.render, run, rival_beside(run, args.data_dir), command_of)
+    if len(runs) > 1:
+        here = output.resolve().parent
+        links = {n: quote(os.path.relpath(path.resolve(), here)) for n, path in pages.items()}
+        _write(output, page.render_together, runs, links, is_rival)
+
+
+def rival_beside(run, data_dir):
+    """The rival of a run that lies beside its folder, None for none."""
+    folder = rival_folder(run.folder)
+    found = read_run(folder, data_dir) if state_of(folder / "teacher") == "finished" else None
+    return found if found and is_rival(found, run) else None
+
+
+def _write(path, render, *facts):
+    try:
+        text = render(*facts)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"{path} cannot be written: a config.json or result.json holds what no step writes "
+            f"({type(error).__name__}: {error}); `python -X dev` shows where"
+        ) from error
+    write_text(path, text)
+    print(f"written to {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
 
 
 def shared_folder(folders):

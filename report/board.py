@@ -3,7 +3,9 @@
 TensorBoard sorts groups of tags by name: numbers put the curves first and let them tell the story.
 """
 
+import sys
 import threading
+import warnings
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from data.sources import UNKNOWN
 
-from .diagnostics import confusion, most_confused, verdicts
+from .diagnostics import confusion, count_by_class, most_confused, verdicts
 from .tables import flat, shorten
 
 _EMBEDDED = 1000  # test images in the embedding projector, at most
@@ -21,6 +23,7 @@ _BEST = 8  # images of a class shown
 _CLASSES = 20  # in one figure of the best images
 _PAIRS = 16  # near-duplicates shown beside the labelled images that they resemble
 _MISTAKES = 32  # misclassified test images shown
+_CURVED = 20  # classes, above which precision-recall curves would be a page without end
 # A curve for each name of metrics.jsonl.  Training's own accuracy is no measure of the network.
 _CURVES = {
     "val_top1": "1 accuracy/validation top-1",
@@ -32,13 +35,16 @@ _CURVES = {
     "seconds": "4 speed/seconds an epoch",
 }
 # The columns of the table of runs (HPARAMS), the same for every stage: TensorBoard takes them from
-# any one run.  Few settings, since they stand before the accuracies; the texts have all the rest.
-_SETTINGS = {"seed": 0, "stage": ""}
+# any one run.  They are what one changes, of the whole chain; the texts have all the rest.
+_SETTINGS = {"stage": "", "seed": 0, "labels_per_class": 0, "strategy": "", "p": 0, "k": 0}
+for _stage in ("teacher", "student", "finetuned"):
+    _SETTINGS |= {f"{_stage} learning_rate": 0.0, f"{_stage} epochs": 0}
 _FINAL = {
     "test_top1": "5 final, for HPARAMS/test top-1",
     "test_top5": "5 final, for HPARAMS/test top-5",
     "val_top1": "5 final, for HPARAMS/validation top-1",
-    "pseudo_label_accuracy": "5 final, for HPARAMS/labels right of known class",
+    "pseudo_label_accuracy": "5 final, for HPARAMS/labels right, of all rows",
+    "of_those_with_a_class": "5 final, for HPARAMS/labels right, of rows with a class",
 }
 
 
@@ -55,7 +61,7 @@ class Board:
             figures,
         )  # here: matplotlib takes half a second, which --help need not wait for
 
-        self._figures = figures
+        self._figures, self._said = figures, False
         threading.excepthook = _say_no_error_twice
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=20)
 
@@ -64,6 +70,24 @@ class Board:
 
     def __exit__(self, *exception):
         self._writer.close()
+
+    def _draw(self, tag, step, draw, *numbers):
+        """A figure, `draw(*numbers)`.  Its failure costs one line on stderr, never the stage; an
+        error of the disk is the stage's own.
+        """
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                self._writer.add_figure(tag, draw(*numbers), step)
+            except OSError:
+                raise
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                print(f"TensorBoard lacks the picture {tag!r}: {reason}", file=sys.stderr)
+        if not self._said and any("missing from font" in str(one.message) for one in warned):
+            self._said = True
+            print("TensorBoard's pictures have boxes for letters of class names that their font, "
+                  "DejaVu Sans, lacks", file=sys.stderr)  # fmt: skip
 
     def settings(self, config):
         """config: the content of config.json, shown as a table."""
@@ -76,7 +100,7 @@ class Board:
                 self._writer.add_scalar(tag, metrics[name], images)
 
     def hparams(self, hparams, result):
-        """A line in the table of runs, stage and accuracies; all of result.json as text."""
+        """A line in the table of runs, settings and accuracies; all of result.json as text."""
         kinds = (int, float, str, bool)
         plain = {k: v if isinstance(v, kinds) else str(v) for k, v in hparams.items()}
         columns, _, _ = hparams_summaries(_SETTINGS, dict.fromkeys(_FINAL.values(), 0))
@@ -98,27 +122,27 @@ class Board:
     def training_batch(self, images, targets, classes):
         """images: uint8 (B,S,S,3), augmented;  targets: see `label_titles`;  classes: names"""
         heading = "Training images as the network sees them"
-        figure = self._figures.image_batch(
-            np.asarray(images), label_titles(targets, classes), heading
-        )
-        self._writer.add_figure("training/augmented inputs", figure)
+        pictures, titles = np.asarray(images), label_titles(targets, classes)
+        draw = self._figures.image_batch
+        self._draw("training/augmented inputs", None, draw, pictures, titles, heading)
 
     def test_results(self, logits, labels, classes, step, images):
-        """Confusion matrix and the pairs confused most, misclassified images, precision and recall.
+        """Confusion matrix and the pairs confused most, misclassified images, and, of few classes,
+        precision and recall.
 
         logits (N,C), labels int64 (N,), on the CPU;  classes: C names;  images: N images
         step: images processed in the training
         """
         predicted = logits.argmax(1)
         matrix = confusion(predicted, labels, len(classes))
-        figure = self._figures.confusion_matrix(matrix, classes)
-        self._writer.add_figure("test/1 confusion matrix", figure, step)
+        draw = self._figures.confusion_matrix
+        self._draw("test/1 confusion matrix", step, draw, matrix, classes)
         pairs = table(("true class", "taken for", "images", "% of the true class"),
                       most_confused(matrix, classes))  # fmt: skip
         self._writer.add_text("most confused classes of the test", pairs, step)
-        self._mistakes(logits.softmax(1), labels, classes, step, images)
         probs = logits.softmax(1)
-        for label, name in enumerate(classes):
+        self._mistakes(probs, labels, classes, step, images)
+        for label, name in enumerate(classes if len(classes) <= _CURVED else ()):
             tag = f"test precision-recall/{name}"
             self._writer.add_pr_curve(tag, labels == label, probs[:, label], step)
 
@@ -136,8 +160,8 @@ class Board:
         heading = (
             f"Misclassified test images, the {len(shown)} surest of {len(wrong):,}: true as said"
         )
-        figure = self._figures.image_batch(np.asarray(images[shown]), titles, heading)
-        self._writer.add_figure("test/2 misclassified", figure, step)
+        draw, pictures = self._figures.image_batch, np.asarray(images[shown])
+        self._draw("test/2 misclassified", step, draw, pictures, titles, heading)
 
     def test_features(self, features, labels, images, classes, predicted):
         """The projector, to be coloured by the true class, the predicted one, and right or wrong.
@@ -149,8 +173,9 @@ class Board:
         pictures = images[shown].cpu().permute(0, 3, 1, 2).float() / 255
         if pictures.shape[2] > _SPRITE:
             pictures = torch.nn.functional.interpolate(pictures, (_SPRITE, _SPRITE), mode="area")
+        names = [" ".join(str(name).split()) for name in classes]  # in a table of tabs and lines
         columns = [
-            [classes[true], classes[said], "right" if true == said else "wrong"]
+            [names[true], names[said], "right" if true == said else "wrong"]
             for true, said in zip(labels[shown].tolist(), predicted[shown].tolist(), strict=True)
         ]
         self._writer.add_embedding(
@@ -168,30 +193,30 @@ class Board:
         """
         correct = verdicts(rows)
         self._best_images(rows, images, classes, correct)
-        figure = self._figures.score_histogram(np.asarray(histogram), rows.score)
-        self._writer.add_figure("selection/scores", figure)
-        counts = np.bincount(rows.label, minlength=len(classes))
-        figure = self._figures.per_class_counts(counts, classes, k)
-        self._writer.add_figure("selection/images per class", figure)
+        draw = self._figures.score_histogram
+        self._draw("selection/scores", None, draw, np.asarray(histogram), rows.score)
+        draw, counts = self._figures.kept_per_class, count_by_class(rows, len(classes))
+        self._draw("selection/images per class", None, draw, counts, classes, k)
         judged = rows.truth != UNKNOWN
         if judged.any():
-            last = max(k, rows.rank.max())
-            right = correct[judged].astype(bool)
-            figure = self._figures.accuracy_by_rank(rows.rank[judged], right, last)
-            self._writer.add_figure("selection/accuracy by rank", figure)
+            last, right = max(k, rows.rank.max()), correct[judged].astype(bool)
+            draw = self._figures.accuracy_by_rank
+            self._draw("selection/accuracy by rank", None, draw, rows.rank[judged], right, last)
 
     def _best_images(self, rows, images, classes, correct):
         for number, first in enumerate(range(0, len(classes), _CLASSES)):
             some = range(first, min(first + _CLASSES, len(classes)))
             best = [np.flatnonzero(rows.label == label)[:_BEST] for label in some]
-            figure = self._figures.best_images(
+            self._draw(
+                "selection/best images of each class",
+                number,
+                self._figures.best_images,
                 [np.asarray(images[torch.from_numpy(rows.position[which])]) for which in best],
                 [rows.score[which] for which in best],
                 [correct[which] for which in best],
                 [classes[label] for label in some],
                 f"Best-ranked images, classes {first + 1} to {some.stop} of {len(classes)}",
             )
-            self._writer.add_figure("selection/best images of each class", figure, number)
 
     def near_duplicates(self, pairs, pool, labelled):
         """Pool images beside the labelled images that they resemble, from the nearest to the limit.
@@ -206,8 +231,8 @@ class Board:
         ours, theirs, similarity, subset = zip(*[pairs[i] for i in at], strict=True)
         titles = [f"{name} {value:.2f}" for name, value in zip(subset, similarity, strict=True)]
         ours, theirs = pool[torch.tensor(ours)], labelled[torch.tensor(theirs)]
-        figure = self._figures.pairs(np.asarray(ours), np.asarray(theirs), titles)
-        self._writer.add_figure("selection left out/near-duplicates", figure)
+        tag, draw = "selection left out/near-duplicates", self._figures.pairs
+        self._draw(tag, None, draw, np.asarray(ours), np.asarray(theirs), titles)
 
     # --- predict.py -------------------------------------------------------------------------
 
@@ -216,9 +241,8 @@ class Board:
         first: how many pictures are on the board already.
         """
         titles = [f"{shorten(c, 13)} {probability:.0%}" for c, probability in best]
-        figure = self._figures.image_batch(pictures, titles, f"Predictions of {name}")
-        tag = f"predictions/{first + 1} to {first + len(pictures)}"
-        self._writer.add_figure(tag, figure)
+        tag, draw = f"predictions/{first + 1} to {first + len(pictures)}", self._figures.image_batch
+        self._draw(tag, None, draw, pictures, titles, f"Predictions of {name}")
 
 
 def _say_no_error_twice(failed):

@@ -49,13 +49,20 @@ def verdicts(rows):
     return np.where(rows.truth == UNKNOWN, None, rows.truth == rows.label)
 
 
+def count_by_class(rows, num_classes):
+    """Rows of SelectedRows by their label and by what is known of it: int64 (C,4), the columns
+    right, wrong, of no class, nothing known.
+    """
+    kind = np.where(rows.truth == rows.label, 0, 1)
+    kind[rows.truth == NO_CLASS] = 2
+    kind[rows.truth == UNKNOWN] = 3
+    return np.bincount(rows.label * 4 + kind, minlength=4 * num_classes).reshape(num_classes, 4)
+
+
 def count_labels(rows):
     """How many labels of SelectedRows are right and wrong, of no class, and of unknown truth."""
-    none, unknown = (rows.truth == NO_CLASS), (rows.truth == UNKNOWN)
-    right = rows.truth == rows.label
-    wrong = ~(right | none | unknown)
-    kinds = {"right": right, "wrong": wrong, "no_class": none, "unknown": unknown}
-    return {kind: int(some.sum()) for kind, some in kinds.items()}
+    counts = count_by_class(rows, 1 + int(rows.label.max(initial=0))).sum(0)
+    return dict(zip(("right", "wrong", "no_class", "unknown"), counts.tolist(), strict=True))
 
 
 def label_quality(rows, true_counts, k):
@@ -64,23 +71,25 @@ def label_quality(rows, true_counts, k):
     true_counts: int64 (C,), entries of the pool known to be of each class
 
     labels                 see `count_labels`
-    pseudo_label_accuracy  percent of the rows whose image is known to be of one of the classes;
-                           those of no class are in `labels` alone
-    per_class_accuracy     the same among the rows of each label
+    pseudo_label_accuracy  percent of all rows of which something is known; an image of no class
+                           is wrong whatever its label
+    of_those_with_a_class  the same among the rows whose image has a class
+    per_class_accuracy     pseudo_label_accuracy of each label
     per_class_coverage     percent of a class's entries in the pool that are kept under its label
     accuracy_by_rank       of the ranks from `first_rank` on, a tenth of K each
     Null stands where there is nothing to divide by.
     """
     if (rows.truth == UNKNOWN).all():
         return {}
-    known = rows.truth >= 0
-    label, rank = rows.label[known], rows.rank[known]
-    right = rows.truth[known] == label
+    known = rows.truth != UNKNOWN
+    label, rank, truth = rows.label[known], rows.rank[known], rows.truth[known]
+    right = truth == label
     tenth = rank_bin(rank, k, TENTHS)
     hits = np.bincount(label[right], minlength=len(true_counts))
     return {
         "labels": count_labels(rows),
         "pseudo_label_accuracy": _percent(right),
+        "of_those_with_a_class": _percent(right[truth != NO_CLASS]),
         "per_class_accuracy": [_percent(right[label == c]) for c in range(len(true_counts))],
         "per_class_coverage": [
             round(100 * hit / count, 4) if count else None

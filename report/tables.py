@@ -2,11 +2,14 @@
 
 import re
 
+# What each training is called; the rival is a teacher that had the images of all four steps.
 TRAININGS = {
     "teacher": "teacher",
     "student": "student, pre-trained",
     "finetuned": "student, fine-tuned",
 }
+RIVAL = "rival"
+TRAININGS |= {RIVAL: "labels alone, equal compute"}
 
 
 def print_table(title, rows):
@@ -73,19 +76,23 @@ def selection_summary(result, sources, folder):
 
 
 def labels_right(result):
-    """How many pseudo-labels of a selection are right, nothing left out: text.
+    """How many pseudo-labels of a selection are right: text.
 
+    The share is that of all rows, images of no class counted as wrong; beside it stands the share
+    of the rows whose image has a class.  Rows of which nothing is known are in neither.
     result: the content of result.json
     """
     if "labels" not in result:
         known = result.get("pseudo_label_accuracy")  # of a run made before the others were counted
-        return "nothing is known" if known is None else f"{known:.2f} % of those known"
+        return "nothing is known" if known is None else f"{known:.2f} % of those that have a class"
     right, wrong, none, unknown = result["labels"].values()
     judged = right + wrong + none
     if not judged:
         return "nothing is known"
     text = f"{100 * right / judged:.2f} % of {judged:,} rows: {right:,} right, {wrong:,} wrong"
-    text += f", {none:,} of no class" if none else ""
+    if none:
+        text += f", {none:,} of no class"
+        text += f" ({100 * right / (right + wrong):.2f} % without these)" if right + wrong else ""
     return text + (f"; of {unknown:,} more nothing is known" if unknown else "")
 
 

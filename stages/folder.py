@@ -34,7 +34,7 @@ STAGES = {
     "finetuned": ("model.pt", "python main.py --student-network True"),
 }
 # stage -> the flag that names what it is made from, where that is not in its own run folder
-PARENT_FLAGS = {"samples": "--teacher", "student": "--selection", "finetuned": "--student"}
+PARENT_FLAGS = {"samples": "teacher", "student": "selection", "finetuned": "student"}
 # What a finished stage answers for: result.json has the hash of each.
 PRODUCTS = ("config.json", "metrics.jsonl", "model.pt", "predictions.npz", "scores.npz")
 PRODUCTS += ("selection.csv", "skipped.csv")
@@ -91,6 +91,11 @@ def remove(folder, patterns):
                 path.unlink(missing_ok=True)
 
 
+def made_from(folder, config):
+    """The file that the stage in `folder` was made from."""
+    return (folder / config["parent"]["path"]).resolve()
+
+
 def command(folder, *more):
     """The command that runs the stage in `folder`, to be pasted into a shell; more: flags."""
     words = [*STAGES[folder.name][1].split(), "--run-dir", str(folder.parent)]
@@ -100,7 +105,7 @@ def command(folder, *more):
             parents = [parent, *config.get("more_parents", ())]
             paths = [(folder / entry["path"]).resolve() for entry in parents]
             if len(paths) > 1 or paths[0].parents[1] != folder.parent.resolve():
-                words += [PARENT_FLAGS[folder.name], *map(str, paths)]
+                words += [f"--{PARENT_FLAGS[folder.name]}", *map(str, paths)]
     return shlex.join([*words, *more])
 
 

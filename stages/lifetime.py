@@ -6,7 +6,7 @@ or a selection has changed.
 
 import json
 import os
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from .folder import (
     hashes_of,
     is_at,
     left_behind,
+    made_from,
     next_action,
     only_writer,
     read_record,
@@ -245,3 +246,24 @@ class StageLog:
         result = {**result, **resumed, "files": hashes_of(self.folder)}
         write_json(self.folder / "result.json", sealed(result))
         remove(self.folder, WORKING_FILES)
+
+
+def chain_settings(folder, config):
+    """What one changes in a chain, of the stage in `folder` and of those that it was made from: a
+    dict for the table of runs.  config: content of the stage's config.json
+    """
+    names = ("stage", "preset", "dataset", "seed", "labels_per_class", "input_size")
+    found = {name: config[name] for name in names}
+    while config:
+        if config["stage"] == "samples":
+            own = {name: config[name] for name in ("strategy", "p", "k")}
+        else:
+            recipe = {n: config["training"][n] for n in ("model", "learning_rate", "epochs")}
+            own = {f"{config['stage']} {name}": value for name, value in recipe.items()}
+        found = own | found
+        folder = config["parent"] and made_from(folder, config).parent
+        config = None
+        if folder:
+            with suppress(OSError, ValueError):  # it has gone, or is damaged: no stage ends for it
+                config = read_record(folder / "config.json")
+    return {name: value for name, value in found.items() if value is not None}

@@ -65,8 +65,7 @@ def prepare_training(given, stage, device, parent=None, examples=None, **own):
     path = parent.product if stage.name == "finetuned" else given.get("weights")
     start = starting_point(path, settings["data_dir"])
     preset = PRESETS[settings["preset"]]
-    part = "student" if settings["dataset"].startswith(TAGS) else TRAININGS[stage.name]
-    usual = override(getattr(preset, part), model=start.model)
+    usual = override(training_of(preset, stage.name, settings["dataset"]), model=start.model)
     saved = stage.saved and stage.saved["training"]
     recipe = recipe_in_force(usual, given, saved)
     check_name(recipe.model)  # now: data may take minutes to read
@@ -122,6 +121,11 @@ def prepare_training(given, stage, device, parent=None, examples=None, **own):
         images=images,
         labels=labels,
     )
+
+
+def training_of(preset, stage, dataset):
+    """The presets.Training that a preset has for a stage: step 3's, too, for learning tags."""
+    return getattr(preset, "student" if dataset.startswith(TAGS) else TRAININGS[stage])
 
 
 def seed_of(stage, seed, member=0):

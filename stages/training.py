@@ -21,7 +21,7 @@ from presets import Training
 
 from . import checkpoint, program
 from .device import Compute
-from .lifetime import OpenStage, identity, running
+from .lifetime import OpenStage, chain_settings, identity, running
 
 LOOK_SECONDS = 1  # between two looks at a training: progress bar, signals
 SAVE_SECONDS = 30  # between two saves: one of a ResNet-50 is 190 MB
@@ -312,8 +312,7 @@ def _publish(job, log, network, result):
             metrics, parent and {name: parent[name] for name in ("stage", "sha256")},
         ),
     )  # fmt: skip
-    names = ("stage", "preset", "dataset", "seed", "labels_per_class", "input_size")
-    log.finish(result, {name: job.config[name] for name in names} | job.config["training"])
+    log.finish(result, chain_settings(job.stage.folder, job.config))
 
 
 def _show_batch(job, board, images, augment):

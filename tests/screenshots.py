@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file fr
 
 from report.__main__ import main as write_report
 
-PAGE = {"width": 1000, "height": 930, "mobile": False}
+PAGE = {"width": 1440, "height": 1150, "mobile": False}
 BOARD = {"width": 1280, "height": 800, "mobile": False}  # narrower, its tabs overlap
 
 
@@ -62,7 +62,7 @@ def main(argv=None):
     try:
         with tempfile.TemporaryDirectory() as scratch:
             page = Path(scratch, "report.html")
-            write_report([str(run), "--output", str(page), "--device", "cpu"])
+            write_report([str(run), "--output", str(page)])
             emulate(browser, **PAGE)
             browser.get(page.as_uri())
             browser.save_screenshot(str(folder / "report.png"))

@@ -10,6 +10,7 @@ from tensorboard.util import tensor_util
 from torch.utils.tensorboard import SummaryWriter
 
 from data.sources import NO_CLASS, UNKNOWN
+from report import figures
 from report.board import Board
 from report.diagnostics import SelectedRows
 from report.figures import GREEN, RED
@@ -129,11 +130,13 @@ def test_the_table_of_runs_has_settings_and_final_numbers(tmp_path):
     }
     assert shown == {**settings, "labels_per_class": "None"}
     columns = part("_hparams_/experiment").experiment  # the same whatever the stage has
-    assert [setting.name for setting in columns.hparam_infos] == ["seed", "stage"]
-    names = ("test top-1", "test top-5", "validation top-1", "labels right of known class")
+    settings = [setting.name for setting in columns.hparam_infos]
+    assert {"stage", "seed", "strategy", "p", "k", "student learning_rate"} <= set(settings)
+    names = ("test top-1", "test top-5", "validation top-1")
+    names += ("labels right, of all rows", "labels right, of rows with a class")
     tags = [f"5 final, for HPARAMS/{name}" for name in names]
     assert [metric.name.tag for metric in columns.metric_infos] == tags
-    tags = tags[::2]
+    tags = tags[:3:2]
     assert [event.value for tag in tags for event in events.Scalars(tag)] == [92.5, 90.0]
     text = text_of(tmp_path, "final numbers")
     assert "| test_top1 | 92.5 |" in text and "| counts | 1 2 |" in text
@@ -170,13 +173,14 @@ def test_the_confusion_matrix_is_dark_where_the_predictions_are(tmp_path):
         board.test_results(logits, labels, names, 3, plain(colours(20)))
     ((step, picture),) = pictures_of(events_of(tmp_path), "test/1 confusion matrix")
     assert step == 3
-    dark = boxes(picture, (8, 48, 107), least=2000)  # the colour scale's 100 %
+    green = [int(GREEN[i : i + 2], 16) for i in (1, 3, 5)]  # the colour scale's ends
+    red = [int(RED[i : i + 2], 16) for i in (1, 3, 5)]
+    dark = boxes(picture, green, least=2000) + boxes(picture, red, least=2000)
     side = max(right - left for left, _, right, _ in dark)
-    # The cells of classes 0 and 1, one below the other, are one area.
-    assert sorted(round((bottom - top) / side) for _, top, _, bottom in dark) == [1, 1, 2]
+    assert [round((bottom - top) / side) for _, top, _, bottom in dark] == [1] * 4
     x, y, _, _ = min(dark)
     cells = {(round((top - y) / side), round((left - x) / side)) for left, top, _, _ in dark}
-    assert cells == {(0, 0), (2, 2), (3, 3)}
+    assert cells == {(0, 0), (1, 0), (2, 2), (3, 3)}
 
 
 def test_a_training_batch_is_shown_in_order(tmp_path):
@@ -310,8 +314,15 @@ def test_the_charts_have_the_numbers_of_the_selection(tmp_path, drawn):
         drawn[f"selection/{name}"].axes[0]
         for name in ("images per class", "accuracy by rank", "scores")
     )
-    assert sorted(bar.get_height() for bar in counts.patches) == [1, 3]
-    assert list(counts.lines[0].get_ydata()) == [2, 2]
+    assert [bar.get_width() for bar in counts.patches] == [
+        2,
+        0,
+        1,
+        0,
+        0,
+        1,
+    ]  # right, wrong, unknown
+    assert list(counts.lines[0].get_xdata()) == [2, 2]
     np.testing.assert_allclose(accuracy.lines[0].get_xydata(), [(1, 1), (2, 1), (3, 0)])
     legend = [text.get_text() for text in scores.figure.legends[0].get_texts()]
     assert legend == ["pool, best class of each image: 9", "selected rows: 4"]
@@ -374,3 +385,51 @@ def test_predictions_have_class_and_percentage_however_long_the_name(tmp_path, d
     figure = drawn["predictions/65 to 66"]
     assert [text.get_text() for text in figure.axes[0].texts] == ["bear 40%", "a class of a… 100%"]
     assert figure.get_suptitle() == "Predictions of resnet8 of a run"
+
+
+# --- what goes wrong ----------------------------------------------------------------------------
+
+
+def test_a_picture_that_cannot_be_drawn_costs_one_line_and_no_stage(tmp_path, monkeypatch, capsys):
+    def fail(*numbers):
+        raise ValueError("Expected end of text,\n^")
+
+    monkeypatch.setattr(figures, "confusion_matrix", fail)
+    with Board(tmp_path) as board:
+        classes, images = ["ant", "bee"], plain(colours(2))
+        board.test_results(torch.eye(2), torch.tensor([1, 0]), classes, 1, images)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "'test/1 confusion matrix'" in error
+    assert events_of(tmp_path).Tags()["images"] == ["test/2 misclassified"]
+
+
+def test_an_error_of_the_disk_is_the_stages(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with Board(tmp_path) as board, pytest.raises(OSError, match="No space"):
+        monkeypatch.setattr(board._writer, "add_figure", full)
+        board.near_duplicates([(0, 0, 1, "val")], plain(colours(1)), plain(colours(1)))
+
+
+def test_letters_that_the_font_lacks_are_told_of_once(tmp_path, capfd):
+    names = ["\u732b", "\u72ac\u72d0", "\U0001f99a"]
+    with Board(tmp_path) as board:
+        for step in (1, 2):
+            board.test_results(torch.eye(3), torch.arange(3), names, step, plain(colours(3)))
+    assert capfd.readouterr().err.count("\n") == 1
+
+
+def test_names_with_tabs_and_line_ends_are_a_line_each_in_the_projector(tmp_path):
+    with Board(tmp_path) as board:
+        labels, names = torch.arange(2), ["a\tb\nc", "d\r\u2028e"]
+        board.test_features(torch.randn(2, 3), labels, plain(colours(2)), names, labels)
+    (table,) = tmp_path.glob("00000/*/metadata.tsv")
+    assert table.read_text().split("\n")[1:3] == ["a b c\ta b c\tright", "d e\td e\tright"]
+
+
+def test_many_classes_have_no_precision_recall_curves(tmp_path):
+    with Board(tmp_path) as board:
+        names, images = list(map(str, range(21))), plain(colours(21))
+        board.test_results(torch.eye(21), torch.arange(21), names, 1, images)
+    assert not [tag for tag in events_of(tmp_path).Tags()["tensors"] if "recall" in tag]

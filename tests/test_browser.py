@@ -4,13 +4,16 @@ Skipped where these are not installed: `apt-get install chromium chromium-driver
 `npm install --no-save axe-core` in the project's folder.
 """
 
+import re
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from screenshots import emulate, open_browser, serve_tensorboard
 
 from report.__main__ import main
+from report.mcnemar import paired_difference
 
 AXE = Path(__file__).parents[1] / "node_modules" / "axe-core" / "axe.min.js"
 
@@ -29,7 +32,7 @@ def browser():
 def page(browser, digits_run, tmp_path_factory):
     """The address of a run's page."""
     file = tmp_path_factory.mktemp("page") / "page.html"
-    main([str(digits_run), "--output", str(file), "--device", "cpu"])
+    main([str(digits_run), "--output", str(file)])
     return file.as_uri()
 
 
@@ -48,6 +51,33 @@ def test_on_a_phone_nothing_is_cut_off_and_the_filter_works(browser, page):
     assert visible and set(visible) == {"3"}
     assert pictures and min(pictures) > 0
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize(("width", "columns"), [(1440, 3), (390, 1)])
+def test_the_page_begins_with_the_difference_and_its_interval(
+    browser, page, digits_run, width, columns
+):
+    emulate(browser, width=width, height=900, mobile=width < 500)
+    browser.get(page)
+    text, bottom, used, beside = browser.execute_script("""
+        const opening = document.querySelector(".opening"), tables = [];
+        for (const it of document.querySelectorAll("[id^=r0-confusion]"))
+            tables.push(Math.round(it.getBoundingClientRect().top));
+        const cards = document.querySelector(".steps").getBoundingClientRect();
+        return [opening.innerText, opening.getBoundingClientRect().bottom,
+                cards.width / document.documentElement.clientWidth,
+                tables.filter(top => top === tables[0]).length];
+    """)
+    answers = []
+    for stage in ("finetuned", "teacher"):
+        with np.load(digits_run / stage / "predictions.npz", allow_pickle=False) as columns_of:
+            answers.append(columns_of["test_top1"] == columns_of["test_label"])
+    gap, low, high, _ = paired_difference(*answers)
+    said = re.search(r"teacher: (\S+) points \[(\S+), (\S+)\]", text)
+    assert [float(x) for x in said.groups()] == pytest.approx(
+        [100 * gap, 100 * low, 100 * high], abs=0.006
+    )
+    assert bottom < 900 and used > 0.9 and beside == columns
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_rel
 
 from data.sources import NO_CLASS
 from report.diagnostics import (
     SelectedRows,
     confusion,
+    count_by_class,
     label_quality,
     most_confused,
     rank_bin,
@@ -15,6 +16,7 @@ from report.diagnostics import (
     verdicts,
     wilson_interval,
 )
+from report.mcnemar import difference_over_seeds, paired_difference
 
 # Three classes, K = 10: class 0 keeps ten images, class 1 five, class 2 none.
 LABEL = np.array([0] * 10 + [1] * 5)
@@ -66,8 +68,12 @@ def test_nothing_is_said_of_right_and_wrong_without_the_truth():
 
 def test_an_image_of_no_class_is_wrong_whatever_its_label():
     rows = ROWS._replace(truth=np.array([*TRUTH[:-1], NO_CLASS]))
-    labels = label_quality(rows, np.array([18, 6, 4]), 10)["labels"]
-    assert labels == {"right": 11, "wrong": 2, "no_class": 1, "unknown": 1}
+    numbers = label_quality(rows, np.array([18, 6, 4]), 10)
+    assert numbers["labels"] == {"right": 11, "wrong": 2, "no_class": 1, "unknown": 1}
+    assert numbers["pseudo_label_accuracy"] == round(100 * 11 / 14, 4)
+    assert numbers["of_those_with_a_class"] == round(100 * 11 / 13, 4)
+    counts = count_by_class(rows, 4)
+    assert counts.tolist() == [[9, 1, 0, 0], [2, 1, 1, 1], [0] * 4, [0] * 4]
     assert verdicts(rows)[8:].tolist() == [True, False, False, True, True, None, False]
 
 
@@ -113,3 +119,37 @@ def test_wilsons_interval_agrees_with_scipys_and_contains_the_rate():
         assert (low[i], high[i]) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
     assert (low >= 0).all() and (low <= right / seen).all()
     assert (high >= right / seen).all() and (high <= 1).all()
+
+
+# Agresti, Categorical Data Analysis, table 10.1: 794, 150, 86 and 570 of 1,600 voters.
+def test_a_paired_difference_as_published():
+    a = np.repeat([True, True, False, False], [794, 150, 86, 570])
+    b = np.repeat([True, False, True, False], [794, 150, 86, 570])
+    gap, low, high, p = paired_difference(a, b)
+    assert (gap, round(low, 2), round(high, 2)) == (0.04, 0.02, 0.06)
+    assert p == pytest.approx(binomtest(150, 236).pvalue) and p < 1e-4
+    assert paired_difference(b, a)[:3] == pytest.approx((-gap, -high, -low))
+
+
+def test_the_interval_of_a_paired_difference_holds_the_truth_in_95_of_100_samples():
+    random, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        cell = random.choice(4, 100, p=[0.8, 0.1, 0.05, 0.05])
+        _, low, high, _ = paired_difference(cell < 2, (cell == 0) | (cell == 2))
+        held += low <= 0.05 <= high
+    assert 0.93 * 400 <= held <= 0.99 * 400
+
+
+def test_equal_answers_are_no_difference_and_others_are_refused():
+    gap, low, high, p = paired_difference([True, False], [True, False])
+    assert (gap, p) == (0, 1) and -1 <= low < 0 < high <= 1
+    with pytest.raises(ValueError, match="3 and to 2"):
+        paired_difference([True] * 3, [True] * 2)
+
+
+def test_seeds_are_paired_by_students_t():
+    mean, low, high, p = difference_over_seeds([3, 5, 4], [1, 2, 3])
+    wanted = ttest_rel([3, 5, 4], [1, 2, 3])
+    assert (mean, p) == (2, pytest.approx(wanted.pvalue))
+    assert (low, high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
+    assert difference_over_seeds([1, 2], [0, 1]) == (1, 1, 1, 0)  # no spread

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from report import figures
-from report.figures import BLUE, GREEN, ORANGE, RED
+from report.figures import BLUE, GREEN, GREY, ORANGE, PALE, RED, SKY
 
 UNKNOWN = [[None] * 2, [], [None] * 3]  # of the images of `best`
 RIGHT, WRONG = "\N{CHECK MARK}", "\N{BALLOT X}"
@@ -38,12 +38,14 @@ def confusion():
 
 def test_the_confusion_matrix_is_in_percent_of_the_true_class(confusion):
     shown = np.ma.filled(confusion.images[0].get_array(), np.nan)
-    expected = [[98, 0, 2], [np.nan] * 3, [100 / 3, 0, 200 / 3]]
+    # Right is above zero, which is green, wrong below it, which is red.
+    expected = [[98, 0, -2], [np.nan] * 3, [-100 / 3, 0, 200 / 3]]
     np.testing.assert_allclose(shown, expected)
 
 
 def test_the_confusion_matrix_has_its_numbers_written_in(confusion):
-    expected = {(0, 0): "98", (2, 0): "2.0", (0, 2): "33", (2, 2): "67"}  # x, y: column, row
+    expected = {(0, 0): "98 %\n1,960", (2, 0): "2.0 %\n40"}  # x, y: column, row
+    expected |= {(0, 2): "33 %\n1", (2, 2): "67 %\n2"}
     assert texts_of(confusion) == expected
     assert confusion.get_title() == "Confusion matrix of 2,003 images, 97.95 % on the diagonal"
     names = ["ant", "bee", "a class of a lo…"]
@@ -67,21 +69,70 @@ def test_many_classes_have_every_second_name_and_no_numbers():
     assert texts_of(axes) == {}
 
 
-def test_bars_count_the_images_of_each_class_and_short_ones_stand_out():
-    figure = figures.per_class_counts([60, 12, 60, 0, 1234], ["a", "b", "c", "d", "e"], 60)
+@pytest.mark.parametrize(("names", "rotation"), [("abc", 0), (["automobile", "b", "c"], 90)])
+def test_names_stand_upright_where_they_fit(names, rotation):
+    axes = axes_of(figures.confusion_matrix(np.eye(3), names))
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {rotation}
+
+
+def test_bars_stack_right_wrong_and_no_class_of_each_class():
+    figure = figures.kept_per_class([[50, 2, 8, 0], [12, 0, 0, 0], [0, 0, 0, 60]], "abc", 60)
     axes = axes_of(figure)
-    bars = {round(bar.get_x() + bar.get_width() / 2): bar for bar in axes.patches}
-    assert [bars[i].get_height() for i in range(5)] == [60, 12, 60, 0, 1234]
-    colours = [to_hex(bars[i].get_facecolor()).upper() for i in range(5)]
-    assert colours == [BLUE, ORANGE, BLUE, ORANGE, BLUE]
-    assert list(axes.lines[0].get_ydata()) == [60, 60]
-    assert set(legend_of(figure)) == {"full", "short of K: 2 of 5 classes", "K = 60"}
-    assert axes.get_title() == "Selected images of each class: 1,366 of 5 x 60"
-    assert axes.get_ylim()[1] > 1234
+    bars = [
+        (round(bar.get_y() + bar.get_height() / 2), bar.get_x(), bar.get_width(),
+         to_hex(bar.get_facecolor()).upper())
+        for bar in axes.patches if bar.get_width()
+    ]  # fmt: skip
+    assert sorted(bars) == [
+        (0, 0, 50, GREEN), (0, 50, 2, RED), (0, 52, 8, GREY), (1, 0, 12, GREEN), (2, 0, 60, PALE),
+    ]  # fmt: skip
+    assert list(axes.lines[0].get_xdata()) == [60, 60]
+    legend = {"right: 62", "wrong: 2", "of no class: 8", "nothing known: 60", "K = 60"}
+    assert set(legend_of(figure)) == legend
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first class on top
 
 
-def test_a_full_selection_has_no_short_classes():
-    assert set(legend_of(figures.per_class_counts([5, 5], ["a", "b"], 5))) == {"full", "K = 5"}
+def test_a_class_lost_on_the_way_is_a_long_bar_with_a_mark_a_network():
+    right = {"teacher": np.array([90, 95.0]), "student": np.array([10, np.nan])}
+    axes = axes_of(figures.accuracy_by_class(right | {"finetuned": np.array([92, 96.0])}, "ab"))
+    (bar, _) = axes.collections[0].get_segments()
+    assert bar[:, 0].tolist() == [10, 92] and axes.get_xlim()[0] == 0
+    marks = {line.get_label(): (line.get_color(), list(line.get_xdata())) for line in axes.lines}
+    assert marks["teacher"] == (ORANGE, [90, 95])
+    assert marks["student, pre-trained"][0] == SKY and marks["student, fine-tuned"][0] == BLUE
+
+
+def test_dots_have_intervals_and_each_seed():
+    rows = [("teacher", [("teacher", 90, 88, 92, [90])])]
+    rows += [("rival", [("rival", 93, 91, 95, [92, 94])])]
+    axes = axes_of(figures.accuracies(rows))
+    lines = [list(line.get_xdata()) for line in axes.lines]
+    assert lines == [[88, 92], [90], [91, 95], [93], [92, 94]]
+    assert list(texts_of(axes).values()) == ["90.00 %", "93.00 %"]
+
+
+def test_the_steps_follow_each_other_on_one_axis():
+    curves = {"teacher": ([10, 20], [50, 60]), "student": ([30], [70])}
+    axes = axes_of(figures.learning_curves([("k20: ", curves)]))
+    assert [list(line.get_xdata()) for line in axes.lines] == [[10, 20], [30]]
+    assert [line.get_label() for line in axes.lines] == [
+        "k20: teacher",
+        "k20: student, pre-trained",
+    ]
+
+
+@pytest.mark.parametrize("name", ["$x", "a$^$", "\\$", "$\\frac{$"])
+def test_a_dollar_in_a_name_is_drawn_as_it_is(name):
+    picture = plain(1)
+    drawn = [
+        figures.kept_per_class([[1, 0, 0, 0]], [name], 1),
+        figures.confusion_matrix([[1]], [name]),
+        figures.image_batch(picture, [name], name),
+        figures.best_images([picture], [[0.5]], [[True]], [name], name),
+        figures.accuracies([(name, [("teacher", 50, 40, 60, [50])])]),
+    ]
+    for figure in drawn:
+        figure.canvas.draw()  # a formula that cannot be read raises ValueError
 
 
 def test_accuracy_by_rank_is_the_share_of_right_labels_with_its_interval():

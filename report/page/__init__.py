@@ -1,10 +1,11 @@
-"""The report page: one HTML file of one or more runs that opens from disk, nothing fetched.
+"""The report page: one HTML file of a run, or of several side by side, nothing fetched.
 
-steps     the four steps, the learning curves, the settings
-selected  what step 2 has kept and left out
-tested    what the networks say of the test images
-parts     charts and pictures as the template takes them
-embed     figures as inline SVG, pictures as data URIs
+conclusion  what the runs say: a sentence, a picture, the differences with their intervals
+steps       the four steps, the learning curves, the settings
+selected    what step 2 has kept and left out
+tested      what the networks say of the test images
+parts       charts and pictures as the template takes them
+embed       figures as inline SVG, pictures as data URIs
 """
 
 from pathlib import Path
@@ -12,21 +13,43 @@ from pathlib import Path
 import jinja2
 
 from data.labelled import called
-from report import curves
-from report.tables import TRAININGS, flat
+from report.tables import TRAININGS
 
-from . import selected, steps, tested
-from .parts import NONE, chart
+from . import conclusion, selected, steps, tested
 
 FOLDER = Path(__file__).parent
-_UNCOMPARED = ("stage", "parent.", "versions.", "inputs.", "pools.", "normalisation.", "data_dir")
 
 
-def render(runs, command_of):
-    """The page as text.
+def render(run, rival, command_of):
+    """The page of a run as text.
 
-    runs: one or more stages.whole_run.WholeRun;  command_of: see `steps.settings`
+    run: stages.whole_run.WholeRun;  rival: another one, or None;  command_of: see `steps.settings`
     """
+    name, uid = run.folder.resolve().name, "r0"  # uid: begins the ids of the run's elements
+    facts = {"uid": uid, "classes": run.classes, "steps": steps.steps(run)}
+    facts["settings"] = steps.settings(run, command_of)
+    facts["learning"] = steps.learning([(name, run, rival)], uid) if run.curves else None
+    facts["by_class"] = tested.by_class(run, uid) if run.answers else None
+    facts["selection"] = selected.selection(run, uid) if run.rows else None
+    facts["left_out"] = selected.left_out(run) if run.rows else None
+    facts["unanswered"] = [TRAININGS[stage] for stage in run.curves.keys() - run.answers.keys()]
+    facts["confusions"] = tested.confusions(run, uid)
+    facts["mistakes"] = tested.mistakes(run) if run.answers else []
+    arms = [conclusion.Arm(name, [run], [rival])] if run.curves else []
+    return _render(name, [run], arms, run=facts, together=None)
+
+
+def render_together(runs, links, is_rival):
+    """The page of several runs side by side, as text.
+
+    runs: {name: WholeRun};  links: {name: address of its page};  is_rival: (run, of) -> bool
+    """
+    arms = conclusion.arms_of(runs, is_rival)
+    together = _comparison(arms) | {"links": list(links.items())}
+    return _render(", ".join(runs), list(runs.values()), arms, run=None, together=together)
+
+
+def _render(name, runs, arms, **facts):
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -34,13 +57,12 @@ def render(runs, command_of):
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    names = short_names([run.folder for run in runs])
-    sections = [
-        run_facts(run, f"r{number}", name, command_of)
-        for number, (run, name) in enumerate(zip(runs, names, strict=True))
-    ]
-    together = comparison(dict(zip(names, runs, strict=True))) if len(runs) > 1 else None
-    return environment.get_template("page.html").render(runs=sections, together=together)
+    config = next(iter(runs[0].stages.values())).config
+    seeds = ", ".join(map(str, sorted(set(map(conclusion.seed_of, runs)))))
+    about = f"{name}: {called(config['dataset'], config['data_dir'])}, {len(runs[0].classes)} "
+    about += f"classes, preset {config['preset']}, seed{'s' if ',' in seeds else ''} {seeds}"
+    facts |= {"name": name, "about": about, "said": conclusion.conclusion(arms)}
+    return environment.get_template("page.html").render(facts)
 
 
 def short_names(folders):
@@ -52,79 +74,30 @@ def short_names(folders):
     ]
 
 
-def run_facts(run, uid, name, command_of):
-    """What the template says of a run.  uid: begins the ids of its elements"""
-    config = next(iter(run.stages.values())).config
-    facts = {"uid": uid, "name": name, "classes": run.classes, "steps": steps.steps(run)}
-    facts |= {"seed": config["seed"], "preset": config["preset"]}
-    facts["dataset"] = called(config["dataset"], config["data_dir"])
-    facts["settings"] = steps.settings(run, command_of)
-    facts["learning"] = steps.learning(run, uid) if run.metrics else None
-    facts["selection"] = selected.selection(run, uid) if run.rows else None
-    facts["left_out"] = selected.left_out(run) if run.rows else None
-    facts["confusions"] = tested.confusions(run, uid) if run.logits else []
-    facts["mistakes"] = tested.mistakes(run) if run.logits else []
-    return facts
-
-
-def comparison(runs):
-    """Runs side by side: accuracies, selections, the settings that differ.  runs: {name: run}"""
-    accuracies = {
-        name: {
-            TRAININGS[s]: run.stages[s].result["test_top1"] for s in TRAININGS if s in run.metrics
-        }
-        for name, run in runs.items()
-    }
+def _comparison(arms):
+    """Arms side by side: accuracies, selections, the settings that differ and those that do not."""
+    shared, networks = conclusion.shared_teacher(arms), [arm.networks for arm in arms]
     lines = [
-        (
-            f"{training}, test top-1",
-            *(_percent(found.get(training)) for found in accuracies.values()),
-        )
-        for training in TRAININGS.values()
+        (training, *(conclusion.value(some[name]) if name in some else "" for some in networks))
+        for name, training in TRAININGS.items()
+        if any(name in some for some in networks) and not (shared and name == "teacher")
     ]
-    kept = (f"{len(run.rows[0]):,}" if run.rows else NONE for run in runs.values())
-    lines.append(("rows kept", *kept))
-    right = (steps.labels_text(run) if run.rows else NONE for run in runs.values())
-    lines.append(("labels right", *right))
-    lines += _differences(runs)
-    tops = [
-        (name, *(_percent(found.get(training)) for training in TRAININGS.values()))
-        for name, found in accuracies.items()
-    ]
-    last = {
-        f"{name}: {TRAININGS[stage]}": steps.curve_of(run, stage)
-        for name, run in runs.items()
-        for stage in list(run.metrics)[-1:]
+    firsts = [arm.runs[0] for arm in arms]
+    if all(run.rows for run in firsts):
+        lines.append(("rows kept, first seed", *(f"{len(run.rows[0]):,}" for run in firsts)))
+        lines.append(("labels right, first seed", *map(steps.labels_text, firsts)))
+    settings = [conclusion.settings_of(run) for run in firsts]
+    names = dict.fromkeys(name for some in settings for name in some)
+    rows = [(name, *(some.get(name, "") for some in settings)) for name in names]
+    # A setting of a stage that only one of the runs has is no difference between them.
+    differ = [row for row in rows if len({*row[1:]} - {""}) > 1]
+    equal = [row[:2] for row in rows if row not in differ and row.count("") < len(arms) - 1]
+    chains = [(arm.name, arm.runs[0], arm.rivals[0]) for arm in arms]
+    return {
+        "head": ("", *(arm.name for arm in arms)),
+        "shared": shared and conclusion.value(shared),
+        "rows": lines,
+        "differ": differ,
+        "equal": equal,
+        "chart": steps.learning(chains, "all") if chains else None,
     }
-    points = [
-        (name, f"{images:,}", f"{top1:.2f}")
-        for name, curve in last.items()
-        for images, top1 in zip(*curve, strict=True)
-    ]
-    head = ("training", "images processed", "validation top-1, %")
-    figure = curves.accuracy_of_runs(accuracies)
-    charts = [
-        chart(
-            figure, "Test top-1 of the runs", "all-accuracy", (("run", *TRAININGS.values()), tops)
-        ),
-        chart(curves.learning_curves(last), "The last trainings", "all-curves", (head, points)),
-    ]
-    return {"head": ("", *runs), "rows": lines, "charts": charts}
-
-
-def _percent(value):
-    return NONE if value is None else f"{value:.2f} %"
-
-
-def _differences(runs):
-    """(setting, its value in each run) of what is not the same in all."""
-    columns = [{} for _ in runs]
-    for column, run in zip(columns, runs.values(), strict=True):
-        for stage, found in run.stages.items():
-            for name, value in flat(found.config):
-                if not name.startswith(_UNCOMPARED):
-                    own = name.startswith("training.")
-                    column.setdefault(f"{stage}: {name}" if own else name, value)
-    names = dict.fromkeys(name for column in columns for name in column)
-    lines = [(name, *(column.get(name, NONE) for column in columns)) for name in names]
-    return [line for line in lines if len(set(line[1:])) > 1]

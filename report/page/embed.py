@@ -4,36 +4,35 @@ import base64
 import html
 import io
 import re
+import warnings
 
 import cv2
 import matplotlib
 
-from report.figures import BLUE, GREEN, GREY, ORANGE, RED
+from report.figures import BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, RED, SKY, add_legend
 
 SIDE = 64  # pixels, the most a side of an embedded picture has
 # The page's style sheet has each colour in a light and a dark form.
 _COLOURS = {BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", GREY: "grey"}
-_COLOURS |= {"#000000": "ink", "#e6e6e6": "line"}
+_COLOURS |= {SKY: "sky", PURPLE: "purple", PALE: "pale", "#000000": "ink", "#e6e6e6": "line"}
 _PLAIN = {"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif"}
 
 
-def inline_svg(figure, label, name, size=None):
+def inline_svg(figure, label, name):
     """A matplotlib Figure as an <svg> element: text stays text, colours follow the page's.
 
     label: what a screen reader says;  name: begins its ids, one for each figure of a page
-    size: inches, None for the figure's own
     The figure loses its title, which the page writes itself, and its white ground.
     """
-    if size:
-        figure.set_size_inches(size)
-        _narrow_legends(figure)
+    _narrow_legends(figure)
     figure.patch.set_visible(False)
     for axes in figure.axes:
         axes.set_title("")
         if axes.get_facecolor()[:3] == (1, 1, 1):
             axes.patch.set_visible(False)
     file = io.StringIO()
-    with matplotlib.rc_context(_PLAIN):
+    with matplotlib.rc_context(_PLAIN), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has the fonts
         figure.savefig(file, format="svg", metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -49,11 +48,11 @@ def inline_svg(figure, label, name, size=None):
 
 
 def _narrow_legends(figure):
-    """One entry a line: several beside each other would be cut off."""
+    """Two entries a line, or one: several beside each other would be cut off."""
     for legend in list(figure.legends):
-        handles, labels = figure.axes[0].get_legend_handles_labels()
         legend.remove()
-        figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False)
+        longest = max(map(len, figure.axes[0].get_legend_handles_labels()[1]))
+        add_legend(figure, figure.axes[0], 1 if longest > 28 else 2)
 
 
 def data_uri(picture):

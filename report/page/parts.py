@@ -1,8 +1,9 @@
 """What the report page is made of.
 
-A chart is a dict: title, svg, wide (it scrolls on a phone), head and rows of the table below it,
-note, name.  A picture is a dict: src, alt, caption; where the page's filter is to find it also
-label, and where a label was judged verdict: "right", "wrong" or "unknown".
+A chart is a dict: title, svg, kind ("wide": it scrolls sideways on a phone; "tall": it scrolls
+down; or ""), head and rows of the table below it, note, name.  A picture is a dict: src, alt,
+caption; where the page's filter is to find it also label, and where a label was judged verdict:
+"right", "wrong", "none" (wrong, of an image of no class) or "unknown".
 """
 
 from markupsafe import Markup
@@ -11,20 +12,17 @@ from .embed import inline_svg
 
 SPACE = "\N{NO-BREAK SPACE}"
 NONE = "-"  # in a table, where there is nothing to say
-MANY = 20  # classes, above which a chart with a name a class is as wide as the page
-_SIZE = (4.6, 3.6)  # inches: on a phone's 360 px its letters can still be read
+MANY = 20  # classes, above which a chart with a row a class scrolls
 
 
-def chart(figure, title, name, table, wide=False, note="", size=_SIZE):
+def chart(figure, title, name, table, kind="", note=""):
     """A chart dict of a matplotlib Figure.
 
     name: begins the ids inside, no two alike on a page;  table: the head, and the rows
-    size: inches, where the chart is not wide
     """
     label = f"{title}; the numbers are in the table below"
-    svg = Markup(inline_svg(figure, label, name, None if wide else size))
-    facts = {"title": title, "svg": svg, "wide": wide, "note": note, "name": name}
-    return facts | {"head": table[0], "rows": table[1]}
+    facts = {"title": title, "svg": Markup(inline_svg(figure, label, name)), "kind": kind}
+    return facts | {"note": note, "name": name, "head": table[0], "rows": table[1]}
 
 
 def percent(part, whole):

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from data.sources import UNKNOWN
+from data.sources import NO_CLASS, UNKNOWN
 from report import diagnostics, figures
-from report.diagnostics import SelectedRows, count_labels, rank_bin, verdicts
+from report.diagnostics import SelectedRows, count_by_class, count_labels, rank_bin, verdicts
 
 from .embed import data_uri
 from .parts import MANY, NONE, chart, percent
@@ -17,7 +17,7 @@ _VERDICT = {True: "right", False: "wrong", None: "unknown"}
 
 
 def selection(run, uid):
-    """Pictures by class, charts, the share of each source of the pool."""
+    """Pictures by class, charts, the share of each source of the pool: a dict."""
     rows = SelectedRows(*run.rows)
     correct, per_class = verdicts(rows), max(4, PICTURES // len(run.classes))
     groups = []
@@ -45,12 +45,13 @@ def _best_and_others(count, most):
 def _picture(run, rows, right, i):
     _, mark, meaning = figures.LOOKS[right]
     name, position, truth = run.classes[rows.label[i]], rows.position[i], rows.truth[i]
+    meaning += " of an image of no class" if truth == NO_CLASS else ""
     meaning += f", in truth {run.classes[truth]}" if right is False and truth >= 0 else ""
     return {
         "src": data_uri(run.pool.images[torch.tensor([position])][0].numpy()),
         "alt": f"{run.pool.name_of(position)}, rank {rows.rank[i]} of {name}: {meaning}",
         "caption": f"#{rows.rank[i]} {rows.score[i]:.3f} {mark}",
-        "verdict": _VERDICT[right],
+        "verdict": "none" if truth == NO_CLASS else _VERDICT[right],
         "label": name,
     }
 
@@ -63,7 +64,7 @@ def _charts(run, rows, correct, uid):
     charts = [_by_rank(rows, correct, k, uid)] if (rows.truth != UNKNOWN).any() else []
     if run.scores is not None:
         charts.append(_scores(run.scores, rows.score, uid))
-    return [*charts, _per_class(run.classes, rows, k, uid)]
+    return [_per_class(run.classes, rows, k, uid), *charts]
 
 
 def _by_rank(rows, correct, k, uid):
@@ -100,22 +101,20 @@ def _scores(pool, kept, uid):
 
 
 def _per_class(classes, rows, k, uid):
-    counts = np.bincount(rows.label, minlength=len(classes))
-    lines = []
+    counts, lines = count_by_class(rows, len(classes)), []
+    kept = counts.sum(1)
     for label, name in enumerate(classes):
-        mine = SelectedRows(*(column[rows.label == label] for column in rows))
-        scores = (
-            [f"{x:.3f}" for x in (mine.score[0], mine.score[-1])] if counts[label] else NONE * 2
-        )
-        lines.append((name, counts[label], *count_labels(mine).values(), *scores))
-    short = int((counts < k).sum())
-    note = f"Warning: {short} of {len(counts)} classes have fewer than K={k} images."
-    head = ("class", "kept", "right", "wrong", "of no class", "unknown", "best score", "lowest")
-    figure = figures.per_class_counts(counts, classes, k)
-    return chart(
-        figure, "Images kept of each class", f"{uid}-kept", (head, lines), len(counts) > MANY,
-        note if short else "",
-    )  # fmt: skip
+        score = rows.score[rows.label == label]
+        scores = [f"{x:.3f}" for x in (score[0], score[-1])] if len(score) else NONE * 2
+        right = percent(counts[label, 0], kept[label] - counts[label, 3])
+        lines.append((name, kept[label], *counts[label], right, *scores))
+    short = int((kept < k).sum())
+    note = f"Warning: {short} of {len(classes)} classes have fewer than K={k} images."
+    head = ("class", "kept", *figures.KINDS, "labels right", "best score", "lowest")
+    figure = figures.kept_per_class(counts, classes, k)
+    kind = "tall" if len(classes) > MANY else ""
+    title = "Images kept of each class"
+    return chart(figure, title, f"{uid}-kept", (head, lines), kind, note if short else "")
 
 
 def _sources(run, rows):
@@ -141,7 +140,7 @@ def left_out(run):
     counts, lines = run.stages["samples"].result["left_out"], []
     for kind, text in kinds.items():
         found = counts[kind] if isinstance(counts[kind], dict) else {"": counts[kind]}
-        lines += [(f"{text} {subset and f'({subset})'}", n) for subset, n in found.items()]
+        lines += [(f"{text} {subset and f'({subset})'}", n) for subset, n in found.items() if n]
     pictures = []
     for (name, reason), position in zip(run.skipped[:LEFT_OUT], run.skipped_at, strict=False):
         image = run.pool.images[torch.tensor([position])][0].numpy()

@@ -1,8 +1,10 @@
 """The report page: the four steps, the learning curves, the settings."""
 
-from report import curves
+import shlex
+
+from report import figures
 from report.diagnostics import SelectedRows, count_labels
-from report.tables import TRAININGS, flat, labels_right
+from report.tables import RIVAL, TRAININGS, flat, labels_right
 
 from .parts import chart
 
@@ -62,10 +64,7 @@ def _selection_card(run, stage):
             ("scored", f"{result['scored']:,}"),
             ("left out", f"{result['skipped']:,}"),
             ("different images", f"{result['unique_images']:,}"),
-            (
-                "labels right",
-                labels_text(run),
-            ),
+            ("labels right", labels_text(run)),
             ("seconds", f"{result['seconds']:,.0f}"),
         ],
     }
@@ -76,32 +75,44 @@ def labels_text(run):
     return labels_right({"labels": count_labels(SelectedRows(*run.rows))})
 
 
-def curve_of(run, stage):
-    """Images processed and validation top-1, (n,) each, of the epochs that have one."""
-    lines = [line for line in run.metrics[stage] if line["val_top1"] is not None]
-    each = run.stages[stage].result["images_processed"] / run.metrics[stage][-1]["epoch"]
-    return [round(line["epoch"] * each) for line in lines], [line["val_top1"] for line in lines]
-
-
-def learning(run, uid):
-    found = {TRAININGS[stage]: curve_of(run, stage) for stage in TRAININGS if stage in run.metrics}
+def learning(chains, uid):
+    """chains: [(name, run, its rival or None)] -> a chart"""
+    drawn = [_curves(run, rival) for _, run, rival in chains]
+    names = [name for name, *_ in chains]
     rows = [
-        (name, f"{images:,}", f"{top1:.2f}")
-        for name, points in found.items()
+        (name, TRAININGS[network], f"{images:,}", f"{top1:.2f}")
+        for name, curves in zip(names, drawn, strict=True)
+        for network, points in curves.items()
         for images, top1 in zip(*points, strict=True)
     ]
-    head = ("training", "images processed", "validation top-1, %")
-    figure = curves.learning_curves(found)
-    return chart(figure, "Learning curves", f"{uid}-curves", (head, rows))
+    head = ("run", "training", "images processed", "validation top-1, %")
+    note = "An image that is scored in step 2 counts as processed, too."
+    if len(names) > 1:
+        note += f" From strong to faint lines: {', '.join(names)}."
+    figure = figures.learning_curves(drawn)
+    return chart(figure, "Learning curves", f"{uid}-curves", (head, rows), note=note)
+
+
+def _curves(run, rival):
+    """{network: (images processed, validation top-1)}, the steps one after the other."""
+    found, before = {}, 0
+    for name, stage in run.stages.items():
+        if name in run.curves:
+            images, top1 = zip(*run.curves[name], strict=True)
+            found[name] = [before + count for count in images], top1
+        before += stage.result.get("images_processed", stage.result.get("scored"))
+    return found | ({RIVAL: tuple(zip(*rival.curves["teacher"], strict=True))} if rival else {})
 
 
 def settings(run, command_of):
     """Every setting of config.json, a column a stage, and the commands.
 
-    command_of: (run folder, config.json as a dict) -> a command line
+    command_of: (run folder, config.json as a dict) -> a command line, a list of words
     """
     columns = {name: dict(flat(stage.config)) for name, stage in run.stages.items()}
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     lines = [(name, *(column.get(name, "") for column in columns.values())) for name in names]
-    commands = [command_of(run.folder, found.config) for found in run.stages.values()]
+    commands = [
+        shlex.join(command_of(stage.folder.parent, stage.config)) for stage in run.stages.values()
+    ]
     return {"head": ("setting", *columns), "rows": lines, "commands": commands}
