@@ -850,6 +850,7 @@ def _strong_teacher(settings, preset):
             **_small(settings),
             "soft_labels": True,
             "augment": "trivialaugment",
+            "learning_rate": Times(2),
         },
     )
     return Claim(

@@ -198,7 +198,9 @@ def usual(name, *parts):
 def _shown(value):
     if isinstance(value, float):
         return f"{value:g}"
-    return " + ".join(value) if isinstance(value, tuple) else "all" if value is None else str(value)
+    if value is None:
+        return "all"
+    return " + ".join(value) if isinstance(value, tuple) else str(value) or "none"
 
 
 _TEXTS = {

@@ -357,7 +357,7 @@ def test_a_payload_leaves_no_trace_wherever_a_file_is_read(
     assert step("samples", run_copy, *stage_flags["samples"], "--resume") == 0
     (run_copy / "teacher" / "result.json").unlink()
     hostile(kind, run_copy / "teacher" / "resume.pt", trace)
-    own = (*stage_flags["teacher"], "--data-dir", data)
+    own = (*stage_flags["teacher"], "--data-dir", data, "--cache-dir", data / "cache")
     assert step("teacher", run_copy, *own, "--resume") == 2
     assert cached and payloads != [path.read_bytes() for path in cached]  # read, and built again
     assert not trace.exists()
