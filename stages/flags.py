@@ -166,12 +166,25 @@ def path(text):
     return Path(place(text))
 
 
+def resizing(text):
+    """An argparse type: a presets.Training.resize."""
+    try:
+        Training(resize=text).sizes(2**31)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be SIZE:SHARE,..., sizes from 8 on, shares below 1 in all, not {text!r}"
+        ) from None
+    return text
+
+
 # The fields of presets.Training that are numbers, and what they may be.
 _TYPES = dict.fromkeys(("epochs", "batch_size"), number(int, 1))
 _TYPES |= {"passes": number(int, 1, 1000)}  # the order of an epoch is in memory
 _TYPES |= dict.fromkeys(("warmup", "label_smoothing", "ema_decay", "mixed"), number(float, 0, 1))
 _TYPES |= dict.fromkeys(("weight_decay", "mixup", "cutmix"), number(float, 0))
 _TYPES |= {"learning_rate": number(float, 0, exclusive=True)}
+_METAVARS = dict.fromkeys(_TYPES, "N") | {"model": "NAME", "resize": "SIZE:SHARE,..."}
+_TYPES |= {"resize": resizing}
 _CHOICES = {"schedule": SCHEDULES, "augment": POLICIES}
 
 
@@ -283,7 +296,7 @@ def stage_parser(description, *parts):
             "--" + name.replace("_", "-"),
             type=_TYPES.get(name),
             choices=_CHOICES.get(name),
-            metavar="NAME" if name == "model" else "N" if name in _TYPES else None,
+            metavar=_METAVARS.get(name),
             help=text,
         )
     return parser
