@@ -15,43 +15,26 @@ Writes   RUN/{teacher,finetuned}: config.json, metrics.jsonl, model.pt, TensorBo
 from stages import flags
 from stages.program import begin
 
+TEXTS = {
+    "student-network": "step 4: fine-tune the student of step 3 on the true labels",
+    "student": "step 4: the stage to start from (default RUN/student)",
+    "weights": "step 1: start from a stage, a checkpoint, or published weights (from "
+    "DATA_DIR/weights/NAME.pth where that is): resnet50_swsl (CC-BY-NC 4.0), efficientnet_b0, "
+    "timm/resnet10t",
+    "member": "step 1: another start on the same labels; several make an ensemble (default 0)",
+    "linear": "train the last layer alone, all others as --weights has them: how good are its "
+    "features?",
+}
+
 
 def parse(argv):
     parser = flags.stage_parser(__doc__, "teacher", "finetune")
-    add = parser.add_argument_group("steps 1 and 4").add_argument
-    rare = parser.rare(add)
-    add(
-        "--student-network",
-        action=flags.Boolean,
-        help="step 4: fine-tune the student of step 3 on the true labels",
-    )
-    add(
-        "--student",
-        type=flags.path,
-        metavar="PATH",
-        help="step 4: the stage to start from (default RUN/student)",
-    )
-    add(
-        "--weights",
-        type=flags.place,
-        metavar="PATH|NAME",
-        help="step 1: start from a stage, a "
-        "checkpoint, or published weights (from DATA_DIR/weights/NAME.pth where that is): "
-        "resnet50_swsl (CC-BY-NC 4.0), efficientnet_b0, timm/resnet10t",
-    )
-    rare(
-        "--member",
-        type=flags.number(int, 0, 99),
-        default=0,
-        metavar="N",
-        help="step 1: another start on the same labels; several make an ensemble (default 0)",
-    )
-    rare(
-        "--linear",
-        action=flags.Boolean,
-        help="train the last layer alone, all "
-        "others as --weights has them: how good are its features?",
-    )
+    add = parser.group("steps 1 and 4", TEXTS)
+    add("student-network", action=flags.Boolean)
+    add("student", type=flags.path, metavar="PATH")
+    add("weights", type=flags.place, metavar="PATH|NAME")
+    add("member", rare=True, type=flags.number(int, 0, 99), default=0, metavar="N")
+    add("linear", rare=True, action=flags.Boolean)
     args = parser.parse_args(argv)
     if args.student and not args.student_network:
         parser.error("argument --student: belongs to step 4; add --student-network True")

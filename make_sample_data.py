@@ -10,80 +10,46 @@ Writes   RUN/samples: config.json, selection.csv, scores.npz, skipped.csv, Tenso
          and, last, result.json
 """
 
-from itertools import chain
-
 from stages import flags
 from stages.program import begin
+
+TEXTS = {
+    "teacher": "model.pt or its stage (default RUN/teacher), that of step 4 for a second round; "
+    "several vote with the mean of their softmax",
+    "unlabeled": "the pool: heldout, cifar10, tiny-imagenet, stl10, patches, a folder, or tar "
+    f"shards, several at once {flags.usual('unlabeled')}",
+    "p": "the paper's P: best classes that an image may stand for; more where classes are short of "
+    f"it {flags.usual('p')}",
+    "k": "the paper's K: best images that a class keeps; more are more varied, more often wrong "
+    f"{flags.usual('k')}",
+    "export": "also write the selection as class folders",
+    "pool-size": "draw N images from the pool: how good is a smaller one? (default all)",
+    "min-score": "least score of a candidate, for pools with images of no class (default 0)",
+    "strategy": "ranked: the paper's; the others are its rivals, see ranking.candidates (default "
+    "ranked)",
+    "max-bad-fraction": "unreadable share of the pool that stops the run (default 0.01)",
+    "keep-duplicates": "keep images that a labelled set holds too",
+    "save-scores": "write scores.npz for a pool of any size",
+    "load-pretrained": flags.HIDDEN,  # what happens anyway
+}
 
 
 def parse(argv):
     parser = flags.stage_parser(__doc__)
     share = flags.number(float, 0, 1)
-    add = parser.add_argument_group("step 2").add_argument
-    rare = parser.rare(add)
-    add(
-        "--teacher",
-        type=flags.path,
-        nargs="+",
-        metavar="PATH",
-        help="model.pt or its stage (default RUN/teacher), that of step 4 for a second round; "
-        "several vote with the mean of their softmax",
-    )
-    add(
-        "--unlabeled",
-        type=flags.place,
-        nargs="+",
-        metavar="SPEC",
-        help="the pool: heldout, "
-        "cifar10, tiny-imagenet, stl10, patches, a folder, or tar shards, several at once "
-        f"{flags.usual('unlabeled')}",
-    )
-    add(
-        "--p",
-        type=flags.number(int, 1),
-        help="the paper's P: best classes that an "
-        f"image may stand for; more where classes are short of it {flags.usual('p')}",
-    )
-    add(
-        "--k",
-        type=flags.number(int, 1),
-        help="the paper's K: best images that "
-        f"a class keeps; more are more varied, more often wrong {flags.usual('k')}",
-    )
-    add(
-        "--export", type=flags.path, metavar="DIR", help="also write the selection as class folders"
-    )
-    rare(
-        "--pool-size",
-        type=flags.number(int, 1),
-        metavar="N",
-        help="draw N images from the pool: how good is a smaller one? (default all)",
-    )
-    rare(
-        "--min-score",
-        type=share,
-        default=0.0,
-        help="least score of a candidate, for pools with images of no class (default 0)",
-    )
-    rare(
-        "--strategy",
-        choices=flags.STRATEGIES,
-        default="ranked",
-        help="ranked: the "
-        "paper's; the others are its rivals, see ranking.candidates (default ranked)",
-    )
-    rare(
-        "--max-bad-fraction",
-        type=share,
-        default=0.01,
-        metavar="X",
-        help="unreadable share of the pool that stops the run (default 0.01)",
-    )
-    rare(
-        "--keep-duplicates", action=flags.Boolean, help="keep images that a labelled set holds too"
-    )
-    rare("--save-scores", action=flags.Boolean, help="write scores.npz for a pool of any size")
-    add("--load-pretrained", action=flags.Boolean, default=True, help=flags.HIDDEN)
+    add = parser.group("step 2", TEXTS)
+    add("teacher", type=flags.path, nargs="+", metavar="PATH")
+    add("unlabeled", type=flags.place, nargs="+", metavar="SPEC")
+    add("p", type=flags.number(int, 1))
+    add("k", type=flags.number(int, 1))
+    add("export", type=flags.path, metavar="DIR")
+    add("pool-size", rare=True, type=flags.number(int, 1), metavar="N")
+    add("min-score", rare=True, type=share, default=0.0)
+    add("strategy", rare=True, choices=flags.STRATEGIES, default="ranked")
+    add("max-bad-fraction", rare=True, type=share, default=0.01, metavar="X")
+    add("keep-duplicates", rare=True, action=flags.Boolean)
+    add("save-scores", rare=True, action=flags.Boolean)
+    add("load-pretrained", action=flags.Boolean, default=True)
     args = parser.parse_args(argv)
     if not args.load_pretrained:
         parser.error("argument --load-pretrained: False is not possible: step 2 needs a teacher")
@@ -99,17 +65,14 @@ import torch
 import distributed
 from data import selection
 from data.labelled import called
-from data.pool import reopen_pool
-from data.sources import absolute
 from report import diagnostics, tables
 from report.board import Board
 from report.diagnostics import SelectedRows
 from stages import scoring
 from stages.device import set_up_device
-from stages.folder import clear
 from stages.inherit import inherit
 from stages.lifetime import chain_settings, open_stage, read_stage, running
-from stages.prepare import cache_of, load_dataset, prepare_scoring
+from stages.prepare import load_dataset, prepare_scoring, reopen
 from stages.program import Failure, program, saving_first, tell
 
 
@@ -130,7 +93,7 @@ def select(args, stage, device):
     if args.export:
         selection.check_export(args.export)
     job = prepare_scoring(vars(args), stage, device)
-    check_readable(job)
+    scoring.check_readable(job)
     if job.guard:
         tell("looking for copies of labelled images")
         job.pool.find_duplicates(job.guard)
@@ -143,7 +106,7 @@ def select(args, stage, device):
         tell("writing and drawing")
         rows = selected_rows(job.pool, scored.selector)
         stage.check_ours()
-        write_files(job, rows, scored.scores)
+        scoring.write_files(job, rows, scored.scores)
         result = result_of(job, rows, scored)
         show(job, log.board, rows, scored.selector.histogram.cpu())
         if args.export:
@@ -156,24 +119,6 @@ def select(args, stage, device):
     tables.print_table("step 2: the pool is ranked", summary)
 
 
-def check_readable(job):
-    """Raises Failure, the list written, when too much of the pool cannot be read."""
-    most, bad = job.config["max_bad_fraction"], len(job.pool.unreadable)
-    if bad <= most * len(job.pool):
-        return
-    folder = job.stage.folder
-    if distributed.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        if job.stage.saved is None:
-            clear(folder)  # --overwrite: the list would not be the old selection's
-        write_skipped(job)
-    distributed.wait()
-    raise Failure(
-        f"{bad} of {len(job.pool)} pool images cannot be read (see {folder / 'skipped.csv'}), "
-        f"above --max-bad-fraction {most:g}"
-    )
-
-
 def selected_rows(pool, selector):
     """The selection with the true classes, where they are known.  Raises Failure for none."""
     position, label, score, rank = (column.numpy() for column in selector.rows())
@@ -183,22 +128,6 @@ def selected_rows(pool, selector):
             "--unlabeled"
         )
     return SelectedRows(position, label, score, rank, pool.truth_of(position))
-
-
-def write_files(job, rows, score_files):
-    """selection.csv, skipped.csv and, where the scores were kept, scores.npz."""
-    folder, pool = job.stage.folder, job.pool
-    names = list(map(pool.name_of, rows.position))
-    path = folder / "selection.csv"
-    selection.write_selection(path, names, rows.label, rows.score, rows.rank)
-    write_skipped(job)
-    if score_files:
-        selection.write_scores(folder / "scores.npz", pool.names_of, pool.scorable, score_files)
-
-
-def write_skipped(job):
-    pairs = ((job.pool.name_of(position), reason) for position, reason in job.pool.skipped())
-    selection.write_skipped(job.stage.folder / "skipped.csv", chain(pairs, job.pool.unused()))
 
 
 def result_of(job, rows, scored):
@@ -252,13 +181,8 @@ def export_finished(args):
     stage = read_stage(flags.run_dir(args) / "samples", "samples")
     settings = inherit(vars(args), stage.config)
     labelled, split = load_dataset(settings, stage.config)
-    specs = args.unlabeled and [absolute(spec) for spec in args.unlabeled]
-    data_dir, cache_dir = settings["data_dir"], cache_of(settings)
-    pool = reopen_pool(stage.config, data_dir, labelled, split, cache_dir, specs)
-    names, label, _, rank = selection.read_selection(stage.product, len(labelled.classes))
-    positions = pool.positions(names)
-    pool.check_pixels(positions, stage.result.get("selected_pixels"))
-    export(pool, labelled.classes, args.export, positions, label, rank)
+    pool, position, _, label, rank = reopen(stage, labelled, split, settings, args.unlabeled)
+    export(pool, labelled.classes, args.export, position, label, rank)
     print(f"its selection is exported to {args.export}")
 
 

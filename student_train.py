@@ -14,35 +14,23 @@ from functools import partial
 from stages import flags
 from stages.program import begin
 
+TEXTS = {
+    "selection": "the stage of step 2 (default RUN/samples)",
+    "soft-labels": "learn the teacher's scores of an image's P classes, not the class that keeps "
+    "it (not in the paper)",
+    "joint": "learn the true labels beside the selection, in one training in place of steps 3 and "
+    "4 (not in the paper)",
+    "unlabeled": "where the pools of step 2 are now, in the same order (default where they were)",
+}
+
 
 def parse(argv):
     parser = flags.stage_parser(__doc__, "student")
-    add = parser.add_argument_group("step 3").add_argument
-    add(
-        "--selection",
-        type=flags.path,
-        metavar="PATH",
-        help="the stage of step 2 (default RUN/samples)",
-    )
-    add(
-        "--soft-labels",
-        action=flags.Boolean,
-        help="learn the teacher's scores of an image's P "
-        "classes, not the class that keeps it (not in the paper)",
-    )
-    add(
-        "--joint",
-        action=flags.Boolean,
-        help="learn the true labels beside the selection, in one "
-        "training in place of steps 3 and 4 (not in the paper)",
-    )
-    parser.rare(add)(
-        "--unlabeled",
-        type=flags.place,
-        nargs="+",
-        metavar="SPEC",
-        help="where the pools of step 2 are now, in the same order (default where they were)",
-    )
+    add = parser.group("step 3", TEXTS)
+    add("selection", type=flags.path, metavar="PATH")
+    add("soft-labels", action=flags.Boolean)
+    add("joint", action=flags.Boolean)
+    add("unlabeled", rare=True, type=flags.place, nargs="+", metavar="SPEC")
     return parser.parse_args(argv)
 
 
@@ -54,14 +42,13 @@ import torch
 import distributed
 from data import selection
 from data.images import Images
-from data.pool import reopen_pool
 from report import tables
 from report.board import Board
 from stages import training
 from stages.device import set_up_device
 from stages.folder import check_file, command
 from stages.lifetime import open_stage
-from stages.prepare import cache_of, prepare_training
+from stages.prepare import prepare_training, reopen
 from stages.program import program
 
 
@@ -85,33 +72,15 @@ def read_examples(samples, labelled, split, settings, soft_labels=False, joint=F
     or with `soft_labels` the teacher's probabilities (N,C) float32; with `joint` the labelled
     images after them.
 
-    specs: where the pools of step 2 are now, None for where they were
-    settings: of `inherit`; the student's input size may differ from the teacher's, since a
-    selection names images, not pixels
+    settings, specs: see `prepare.reopen`
 
     An image that several classes keep stands there several times, each time with another class.
-    Raises ValueError when a pool is not what step 2 scored, or rows are missing; FileNotFoundError
-    without scores.
+    Raises ValueError, see `prepare.reopen`, and FileNotFoundError without scores.
     """
-    again = f"run `{command(samples.folder, '--overwrite')}`"
-    names, label, _, _ = selection.read_selection(samples.product, len(labelled.classes))
-    if len(names) != samples.result["selected"]:
-        raise ValueError(
-            f"{samples.product} has {len(names)} rows and step 2 wrote "
-            f"{samples.result['selected']}; {again}"
-        )
-    places = settings["data_dir"], labelled, split, cache_of(settings), specs
-    pool = scored = reopen_pool(samples.config, *places)
-    if settings["input_size"] != samples.config["input_size"]:
-        pool = reopen_pool(samples.config | {"input_size": settings["input_size"]}, *places)
-    try:
-        positions = pool.positions(names)
-        scored.check_pixels(positions, samples.result.get("selected_pixels"))
-    except ValueError as error:
-        raise ValueError(f"{samples.product}: {error}; {again}") from error
+    pool, position, names, label, _ = reopen(samples, labelled, split, settings, specs)
     if soft_labels:
         label = read_soft_labels(samples, names, len(labelled.classes))
-    images, labels = pool.images.subset(torch.from_numpy(positions)), torch.from_numpy(label)
+    images, labels = pool.images.subset(torch.from_numpy(position)), torch.from_numpy(label)
     if joint:
         return with_true_labels(images, labels, labelled.train.subset(split.labelled))
     return images, labels

@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
     """Errors are one line, exit code 2.  No argument may be empty: `--run-dir "$RUN"` without a RUN
     would mean this folder.
 
-    --help shows the flags that one uses first, --help-all also those added with `rare`.
+    --help shows the flags that one uses first, --help-all also the rare ones.
     """
 
     def __init__(self, description, epilog=None):
@@ -52,9 +52,18 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--help", "-h", action=_Help, help="the flags that one uses first")
         self.add_argument("--help-all", action=_Help, help=argparse.SUPPRESS)
 
-    def rare(self, add):
-        """`add`, add_argument of this parser or of a group, for flags that --help leaves out."""
-        return lambda *names, **words: self._rare.append(add(*names, **words))
+    def group(self, title, texts, description=None):
+        """-> add(name, *other spellings, rare=False, **words): adds the flag --name with its text,
+        for --help-all alone where it is `rare`.
+        """
+        group = self.add_argument_group(title, description)
+
+        def add(name, *more, rare=False, **words):
+            action = group.add_argument(f"--{name}", *more, help=texts[name], **words)
+            if rare:
+                self._rare.append(action)
+
+        return add
 
     def print_all(self, rare):
         for action in [] if rare else self._actions:
@@ -257,47 +266,41 @@ def stage_parser(description, *parts):
     parser = Parser(description, f"The predecessor's spellings work, too: {_OLD}.")
     text = "--help-all shows all flags, with the values of the presets in brackets"
     text += " (step 1 / step 4)." if len(parts) > 1 else "."
-    group = parser.add_argument_group("common", text).add_argument
-
-    def add(name, *more, add=group, **words):
-        add(f"--{name}", *more, help=_TEXTS[name], **words)
-
-    def rare(name, **words):
-        add(name, add=parser.rare(group), **words)
-
+    add = parser.group("common", _TEXTS, text)
     add("preset", choices=PRESETS, metavar="NAME")
     add("run-dir", type=path, metavar="DIR")
     add("data-dir", type=path, metavar="DIR")
+    add("cache-dir", rare=True, type=path, metavar="DIR")
     add("dataset", "--dataset-mode", type=labelled_set, metavar="NAME")
+    add("input-size", rare=True, type=number(int, 8, 1024), metavar="N")
+    add("labels-per-class", rare=True, type=number(int, 1), metavar="N")
+    add("val-per-class", rare=True, type=number(int, 1), metavar="N")
     add("seed", type=number(int, 0, 2**31), metavar="N")
+    add("device", rare=True, choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    add("precision", rare=True, choices=PRECISIONS, default="auto")
+    add("threads", rare=True, type=number(int, 1, 1024), metavar="N")
+    add("deterministic", rare=True, action=Boolean)
     add("resume", action=Boolean)
     add("overwrite", action=Boolean)
-    rare("cache-dir", type=path, metavar="DIR")
-    rare("input-size", type=number(int, 8, 1024), metavar="N")
-    rare("labels-per-class", type=number(int, 1), metavar="N")
-    rare("val-per-class", type=number(int, 1), metavar="N")
-    rare("device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    rare("precision", choices=PRECISIONS, default="auto")
-    rare("threads", type=number(int, 1, 1024), metavar="N")
-    rare("deterministic", action=Boolean)
     if parts:
-        rare("compile", choices=COMPILE, default="auto")
-        rare("yes", action=Boolean)
-    add = parser.add_argument_group("training" if parts else "scoring").add_argument
-    for setting in dataclasses.fields(Training):
-        name, first = setting.name, setting.name in _FIRST
-        if parts:
-            text = f"{setting.metadata['help']} {usual(name, *parts)}"
-        elif first:
-            text = f"images scored at a time (default {CHUNK})" if name == "batch_size" else HIDDEN
-        else:
-            continue
-        (add if parts and first else parser.rare(add))(
-            "--" + name.replace("_", "-"),
+        add("compile", rare=True, choices=COMPILE, default="auto")
+        add("yes", rare=True, action=Boolean)
+    texts = {setting.name: setting.metadata["help"] for setting in dataclasses.fields(Training)}
+    if parts:
+        texts = {name: f"{text} {usual(name, *parts)}" for name, text in texts.items()}
+    else:  # the other steps' flags are taken, so that one set of flags suits all
+        texts = dict.fromkeys(_FIRST, HIDDEN) | {
+            "batch_size": f"images at a time (default {CHUNK})"
+        }
+    dashed = {name.replace("_", "-"): text for name, text in texts.items()}
+    add = parser.group("training" if parts else "scoring", dashed)
+    for name, flag in zip(texts, dashed, strict=True):
+        add(
+            flag,
+            rare=not parts or name not in _FIRST,
             type=_TYPES.get(name),
             choices=_CHOICES.get(name),
             metavar=_METAVARS.get(name),
-            help=text,
         )
     return parser
 

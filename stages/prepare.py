@@ -16,9 +16,10 @@ from typing import NamedTuple
 import torch
 
 import distributed
+from data import selection
 from data.duplicates import LeakGuard
 from data.labelled import load_labelled, tagged
-from data.pool import draw, open_pool
+from data.pool import draw, open_pool, reopen_pool
 from data.sources import absolute
 from data.splits import split
 from engine import count_steps
@@ -31,7 +32,7 @@ from topk import MAX_POSITION
 
 from . import checkpoint, flags
 from .device import device_name, faster_precision, multiply_adds, settle_compile, settle_compute
-from .folder import STAGES, check_file
+from .folder import STAGES, check_file, command
 from .inherit import inherit, recipe_in_force
 from .lifetime import read_stage
 from .program import tell
@@ -268,6 +269,35 @@ def find_teacher(path, folder):
         return None, path, entry | {"sha256": check_file(path)}
     stage = read_stage(path, "teacher", "finetuned")
     return stage.config, stage.product, stage.as_parent(folder)
+
+
+def reopen(samples, labelled, parts, settings, specs=None):
+    """A finished step 2's pool and selection, in the order of selection.csv: -> Pool; position in
+    it, name, label and rank, (M,) each.
+
+    samples: FinishedStage;  settings: of `inherit`: the pool has their input size, which may differ
+    from the teacher's, since a selection names images, not pixels
+    specs: where the pools are now, None for where they were
+    Raises ValueError when a pool is not what step 2 scored, or rows are missing.
+    """
+    again = f"run `{command(samples.folder, '--overwrite')}`"
+    names, label, _, rank = selection.read_selection(samples.product, len(labelled.classes))
+    if len(names) != samples.result["selected"]:
+        raise ValueError(
+            f"{samples.product} has {len(names)} rows and step 2 wrote "
+            f"{samples.result['selected']}; {again}"
+        )
+    specs = specs and [absolute(spec) for spec in specs]
+    places = settings["data_dir"], labelled, parts, cache_of(settings), specs
+    pool = scored = reopen_pool(samples.config, *places)
+    if settings["input_size"] != samples.config["input_size"]:
+        pool = reopen_pool(samples.config | {"input_size": settings["input_size"]}, *places)
+    try:
+        position = pool.positions(names)
+        scored.check_pixels(position, samples.result.get("selected_pixels"))
+    except ValueError as error:
+        raise ValueError(f"{samples.product}: {error}; {again}") from error
+    return pool, position, names, label, rank
 
 
 # --- the labelled set ---------------------------------------------------------------------------

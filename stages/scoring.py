@@ -9,6 +9,7 @@ how the pool was cut, so the selection is the same, byte for byte.
 
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from ranking import Selector
 
 from . import checkpoint, program
 from .device import Compute
+from .folder import clear
 from .lifetime import OpenStage, identity
 
 SAVE_SECONDS = 60
@@ -178,3 +180,43 @@ def _state_file(number):
 
 def _score_file(number):
     return f"scores-{number}.bin"
+
+
+# --- its files ----------------------------------------------------------------------------------
+
+
+def check_readable(job):
+    """Raises Failure, the list written, when too much of the pool cannot be read."""
+    most, bad = job.config["max_bad_fraction"], len(job.pool.unreadable)
+    if bad <= most * len(job.pool):
+        return
+    folder = job.stage.folder
+    if distributed.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        if job.stage.saved is None:
+            clear(folder)  # --overwrite: the list would not be the old selection's
+        write_skipped(job)
+    distributed.wait()
+    raise program.Failure(
+        f"{bad} of {len(job.pool)} pool images cannot be read (see {folder / 'skipped.csv'}), "
+        f"above --max-bad-fraction {most:g}"
+    )
+
+
+def write_files(job, rows, score_files):
+    """selection.csv, skipped.csv and, where the scores were kept, scores.npz.
+
+    rows: position, label, score and rank, (M,) each, as attributes
+    """
+    folder, pool = job.stage.folder, job.pool
+    names = list(map(pool.name_of, rows.position))
+    path = folder / "selection.csv"
+    selection.write_selection(path, names, rows.label, rows.score, rows.rank)
+    write_skipped(job)
+    if score_files:
+        selection.write_scores(folder / "scores.npz", pool.names_of, pool.scorable, score_files)
+
+
+def write_skipped(job):
+    pairs = ((job.pool.name_of(position), reason) for position, reason in job.pool.skipped())
+    selection.write_skipped(job.stage.folder / "skipped.csv", chain(pairs, job.pool.unused()))
