@@ -60,8 +60,7 @@ def prepare_training(given, stage, device, parent=None, examples=None, **own):
     examples: (labelled, split, settings) -> images, labels to learn; by default the labelled ones
     own: of config.json what only this step has
     """
-    if (given["dataset"] or "").startswith(TAGS):
-        given = given | {"dataset": TAGS + absolute(given["dataset"].removeprefix(TAGS))}
+    given = _with_absolute_tags(given)
     settings = inherit(given, stage.saved or (parent and parent.config), stage.name)
     path = parent.product if stage.name == "finetuned" else given.get("weights")
     start = starting_point(path, settings["data_dir"])
@@ -125,8 +124,16 @@ def prepare_training(given, stage, device, parent=None, examples=None, **own):
 
 
 def training_of(preset, stage, dataset):
-    """The presets.Training that a preset has for a stage: step 3's, too, for learning tags."""
-    return getattr(preset, "student" if dataset.startswith(TAGS) else TRAININGS[stage])
+    """The presets.Training that a preset has for a stage: in step 1 that of step 3 for tags."""
+    tags = stage == "teacher" and dataset.startswith(TAGS)
+    return getattr(preset, "student" if tags else TRAININGS[stage])
+
+
+def _with_absolute_tags(given):
+    """Named from another working directory the pool is the same."""
+    if not (given["dataset"] or "").startswith(TAGS):
+        return given
+    return given | {"dataset": TAGS + absolute(given["dataset"].removeprefix(TAGS))}
 
 
 def seed_of(stage, seed, member=0):
@@ -214,7 +221,7 @@ def prepare_scoring(given, stage, device):
     found = [find_teacher(path, stage.folder) for path in given["teacher"] or [None]]
     configs, paths, parents = zip(*found, strict=True)
     teacher = checkpoint.load_models(paths, device)
-    settings = inherit(given, configs[0])
+    settings = inherit(_with_absolute_tags(given), configs[0])
     for name, own in (("model", teacher.name), ("input_size", teacher.input_size)):
         if given[name] not in (None, own):
             flag = f"--{name.replace('_', '-')} {given[name]}"
