@@ -195,13 +195,13 @@ CIFAR100_PAPER = replace(
 
 # --- lab: real CIFAR-100 on two CPU cores -------------------------------------------------------
 
-# 32 px and a small network: RESULTS.md, "input size", has it against upsampled inputs.  The rate is
-# He et al.'s 0.1 for a batch of 128, a batch of 128 fills two cores.  CutMix and a weight decay of
-# 5e-4 keep 2,500 images from being learnt by heart: RESULTS.md, "the teacher's optimum".
+# 32 px and a small network: docs/trials.md, "What was chosen", has it against upsampled inputs.
+# The rate is He et al.'s 0.1 for a batch of 128, a batch of 128 fills two cores.  CutMix and a
+# weight decay of 5e-4 keep 2,500 images from being learnt by heart (the same table).
 _LAB = Training(
     model="resnet20",
     epochs=12,
-    passes=10,  # 300,000 images: RESULTS.md has more and fewer
+    passes=10,  # 300,000 images: docs/trials.md has more and fewer
     batch_size=128,
     learning_rate=0.1,
     weight_decay=5e-4,
@@ -248,9 +248,10 @@ STUDY = replace(
 
 # --- cifar10: a first class, and the study's few-label regime, on one CPU core -------------------
 
-# Ten classes whose pictures one can judge by eye, a pool 98 times as large as the labelled set (the
-# paper's: 78 times), and a teacher that is right on half of the images, so that its copies are
-# worth something.  docs/results/cifar10.json has the trials behind these numbers, validation only.
+# Ten classes whose pictures one can judge by eye, a pool 78 times as large as the labelled set, as
+# the paper's (98 times with all 50,000 training images), and a teacher that is right on half of the
+# images, so that its copies are worth something.  docs/results/cifar10.json has the trials behind
+# these numbers, validation only.
 _CIFAR10 = replace(
     _LAB,
     model="resnet8",

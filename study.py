@@ -50,13 +50,13 @@ if __name__ == "__main__":
     begin(parse)  # --help and wrong flags, before torch is imported
 
 from claims import TUNING, base, claims
-from report.statistics import Table
-from report.study_page import print_verdicts, write_page
 from stages.device import faster_precision, set_up_device
 from trials.arms import Planner
 from trials.cluster import ClusterPlace
+from trials.page import print_verdicts, write_page
 from trials.progress import Line, Rates, Stop, time_words
 from trials.rows import accuracies, read_rows, row_of, write_rows
+from trials.statistics import Table
 from trials.work import Place, Work, cores
 
 ROOT = Path(__file__).parent
@@ -76,7 +76,9 @@ def main(argv=None):
         code = 0 if args.report else study.run()
         if code < 128:  # a signal wants an end, not a report
             rows = read_rows(study.csv)
-            print_verdicts(write_page(args.results, args.preset, study.claims, rows, TUNING))
+            # The page has all claims, since p values are corrected over the whole preset.
+            judged = write_page(args.results, args.preset, claims(args.preset), rows, TUNING)
+            print_verdicts([one for one in judged if one.claim in study.claims])
     except (ValueError, OSError) as error:
         print(f"study.py: {error}", file=sys.stderr)
         code = 2

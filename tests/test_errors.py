@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 import torch
@@ -211,17 +212,14 @@ def test_starting_weights_must_be_weights(tmp_path, refused, folder_flags, conte
 # --- inheritance --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["samples", "student", "finetuned"])
+CONTRADICTIONS = ("--seed 1", "--dataset digits", "--input-size 16", "--preset lab")
+CONTRADICTIONS += ("--labels-per-class 4", "--val-per-class 3")
+OWN = ("student", "--input-size 16")  # the student may have another one
+
+
 @pytest.mark.parametrize(
-    "words",
-    [
-        "--seed 1",
-        "--dataset digits",
-        "--input-size 16",
-        "--preset lab",
-        "--labels-per-class 4",
-        "--val-per-class 3",
-    ],
+    "stage, words",
+    sorted(set(product(("samples", "student", "finetuned"), CONTRADICTIONS)) - {OWN}),
 )
 def test_a_flag_that_contradicts_the_stage_before_is_refused(run_before, refused, stage, words):
     error = refused(stage, run_before(stage), words)

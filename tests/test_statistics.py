@@ -7,19 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from report.statistics import (
+from trials.statistics import (
     Contrast,
     Difference,
     LargerGain,
     NoGain,
-    Outcome,
     Peak,
     Same,
     Table,
     Trend,
     holm,
     sign_flip,
-    verdict_of,
 )
 
 SEEDS = range(3)
@@ -180,14 +178,40 @@ def test_candidates_are_chosen_on_validation_images_and_compared_on_test_images(
     assert test.judge(Table(accuracies), range(4), range(3)).verdict == "unfinished"
 
 
-@pytest.mark.parametrize(
-    "words, verdict",
-    [
-        (("confirmed", "confirmed"), "confirmed"),
-        (("confirmed", "inconclusive"), "inconclusive"),
-        (("contradicted", "inconclusive"), "contradicted"),
-        (("contradicted", "unfinished"), "unfinished"),
-    ],
-)
-def test_a_claim_needs_all_its_tests(words, verdict):
-    assert verdict_of([Outcome(word) for word in words]) == verdict
+def test_an_effect_that_the_range_ends_too_early_for_is_not_reached():
+    test = Difference(0.5, ("early",), ("late",), part="a peak", ruled_out="not reached")
+    assert judge(test, early=[30.0, 31.0, 32.0], late=[32.0, 33.1, 34.0]).verdict == "not reached"
+    assert judge(test, early=[33.0, 34.1, 35.0], late=[32.0, 33.1, 34.0]).verdict == "confirmed"
+
+
+def test_arms_without_any_difference_are_idle_and_test_nothing():
+    test, same = Same(1.0, ("P = 5",), ("P = 10",)), [30.0, 31.0, 32.0]
+    outcome = judge(test, **{"P = 5": same, "P = 10": same})
+    assert outcome.verdict == "idle at this K" and outcome.p is None
+    assert judge(test, **{"P = 5": [30.0, 31.0, 32.01], "P = 10": same}).verdict == "confirmed"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_p_is_below_5_percent_where_the_interval_says_so(seed):
+    rng = np.random.default_rng(seed)
+    arms = {"ours": rng.normal(30.7, 0.5, 3), "rival": rng.normal(30, 0.5, 3)}
+    outcome = judge(Difference(0.5, ("ours",), ("rival",)), **arms)
+    (contrast,) = outcome.contrasts
+    assert outcome.p == pytest.approx(stats.ttest_rel(*arms.values()).pvalue)
+    assert (outcome.p < 0.05) == (contrast.low > 0 or contrast.high < 0)
+    same = judge(Same(2.0, ("ours",), ("rival",)), **arms)
+    assert (same.p < 0.05) == (same.verdict == "confirmed")
+
+
+def test_every_outcome_names_its_arms_and_an_unfinished_one_has_p_1():
+    test = Difference(0.5, ("ours",), ("rival", "other"))
+    outcome = judge(test, ours=[31.0, 32.0, 33.0])
+    assert (outcome.verdict, outcome.p, outcome.arms) == ("unfinished", 1.0, ("ours", "rival"))
+    better = judge(test, ours=[1.0, 2.0, 4.0], rival=[0.0, 1.0, 2.0], other=[1.0, 1.0, 2.0])
+    assert better.arms == ("ours", "other")
+
+
+def test_one_seed_is_no_verdict():
+    outcome = judge(Difference(0.5, ("ours",), ("rival",)), [0], [0], ours=[31.0], rival=[30.0])
+    assert (outcome.verdict, outcome.p) == ("one seed", None)
+    assert outcome.contrasts[0].differences == (1.0,)

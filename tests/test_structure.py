@@ -15,13 +15,13 @@ SCRIPTS = {"main", "make_sample_data", "student_train", "predict", "export", "st
 SCRIPTS |= {"report.__main__"}
 # Every module and room of the house, and which others it may import.
 PLAN = {script: LIBRARY | {"stages", "report"} for script in SCRIPTS} | {
-    "study": {"claims", "stages", "report", "trials"},
-    "claims": {"presets", "report", "trials"},
+    "study": {"claims", "stages", "trials"},
+    "claims": {"presets", "trials"},
     "trials": LIBRARY | {"stages"},
     "hubconf": {"models"},
     "lab": LIBRARY | SCRIPTS | {"stages", "report"},
     "stages": LIBRARY,
-    "report": LIBRARY | {"trials"},
+    "report": LIBRARY,
     "ranking": {"topk"},
     "topk": set(),
     "engine": {"distributed"},

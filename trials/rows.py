@@ -109,7 +109,7 @@ def last_rows(rows, preset):
 
 
 def accuracies(rows, preset):
-    """{arm: {seed: (validation, test)}} for report.statistics.Table; percent."""
+    """{arm: {seed: (validation, test)}} for trials.statistics.Table; percent."""
     return {
         arm: {s: (float(row["val_top1"]), float(row["test_top1"])) for s, row in seeds.items()}
         for arm, seeds in last_rows(rows, preset).items()

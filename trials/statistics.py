@@ -3,22 +3,30 @@
 Everything is paired: a seed is a whole chain, labels drawn anew, and arms are compared seed by
 seed.  A comparison shows all its differences, their mean, the 95 % t interval and, since few seeds
 tell little about normality, the exact sign-flip p beside it (with n seeds it cannot be below
-2 / 2**n).  Accuracies are percent, differences points.  A test gives one of these words:
+2 / 2**n).  Accuracies are percent, differences points.  A test is one part of a claim and gives one
+of these words:
 
-    confirmed     the effect has the claim's sign and the size that counts
-    contradicted  an effect that counts is ruled out
-    inconclusive  neither, at these seeds
-    unfinished    not all registered seeds are there yet; no peeking
+    confirmed       the effect has the claim's sign and the size that counts
+    contradicted    an effect that counts is ruled out
+    not reached     the same, where it only says that our range ends too early for the effect
+    idle at this K  no seed differs, since both arms have the same selections
+    inconclusive    neither, at these seeds
+    unfinished      not all registered seeds are there yet; no peeking
+    not comparable  the seeds are there, but the two sides have different precisions
+    one seed        a difference without an interval, which is no verdict
+
+Its p is that of the hypothesis that a confirmation rejects: no difference (two-sided t), no trend
+(Page), a flank that does not rise (one-sided t, Holm), a difference of the size that counts (two
+one-sided t, doubled).
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
-VERDICTS = ("confirmed", "contradicted", "inconclusive", "unfinished")
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,14 @@ class Contrast:
     p_above: float  # one-sided t: the mean is above zero
     p_flip: float  # two-sided, exact
 
+    @property
+    def p(self):
+        """Two-sided t."""
+        return 2 * min(self.p_above, 1 - self.p_above)
+
     @classmethod
     def of(cls, name, ours, rival):
-        """ours, rival: (n,) each, one number a seed, n > 1."""
+        """ours, rival: (n,) each, one number a seed; one seed alone has no interval's width."""
         ours, rival = np.asarray(ours, float), np.asarray(rival, float)
         found = ours - rival
         mean = float(found.mean())
@@ -97,6 +110,8 @@ class Outcome:
     verdict: str
     contrasts: tuple[Contrast, ...] = ()
     note: str = ""  # which arms were chosen, further p values
+    p: float | None = 1.0  # None: nothing was tested
+    arms: tuple[str, ...] = ()  # the chosen one of each side; the first of a side without numbers
 
 
 def _effect(contrast, smallest):
@@ -108,15 +123,20 @@ def _effect(contrast, smallest):
 
 @dataclass(frozen=True)
 class Test:
-    """smallest: the least difference that counts, points"""
+    """smallest: the least difference that counts, points
+    part: what it tests, where its claim has several tests
+    ruled_out: the word for an effect that is ruled out
+    """
 
     __test__ = False  # for pytest
+    base = 1  # the side that the others are compared with
     smallest: float
+    part: str = field(default="", kw_only=True, compare=False)  # words, which nobody registers
+    ruled_out: str = field(default="contradicted", kw_only=True, compare=False)
 
-    @property
-    def limits(self):
-        """What a difference is held against, points."""
-        return (self.smallest,)
+    def limits(self, zero):
+        """Where a difference from the arm `zero` begins to count, points."""
+        return (-self.smallest if zero in self.sides()[0] else self.smallest,)
 
     def sides(self):
         """Tuples of candidate arms; of each the best on validation images is compared."""
@@ -125,14 +145,18 @@ class Test:
     def judge(self, table, seeds, tuning):
         """-> Outcome.  seeds: of the comparison; tuning: those the candidates are chosen by."""
         chosen = [table.best(side, tuning) for side in self.sides()]
+        arms = tuple(arm or side[0] for arm, side in zip(chosen, self.sides(), strict=True))
         if None in chosen or table.missing(chosen, seeds):
-            return Outcome("unfinished")
+            return Outcome("unfinished", arms=arms)
         note = ", ".join(
             arm for arm, side in zip(chosen, self.sides(), strict=True) if len(side) > 1
         )
         outcome = self._judge(chosen, [table.column(arm, seeds) for arm in chosen])
         note = "; ".join(filter(None, (note and f"chosen on validation: {note}", outcome.note)))
-        return Outcome(outcome.verdict, outcome.contrasts, note)
+        verdict = self.ruled_out if outcome.verdict == "contradicted" else outcome.verdict
+        if len(seeds) == 1:
+            return replace(outcome, verdict="one seed", note=note, arms=arms, p=None)
+        return replace(outcome, verdict=verdict, note=note, arms=arms)
 
 
 @dataclass(frozen=True)
@@ -150,7 +174,7 @@ class Difference(Test):
 
     def _judge(self, arms, columns):
         contrast = Contrast.of(f"{arms[0]} - {arms[1]}", *columns)
-        return Outcome(_effect(contrast, self.smallest), (contrast,))
+        return Outcome(_effect(contrast, self.smallest), (contrast,), p=contrast.p)
 
 
 @dataclass(frozen=True)
@@ -160,7 +184,7 @@ class NoGain(Difference):
     def _judge(self, arms, columns):
         outcome = super()._judge(arms, columns)
         swap = {"confirmed": "contradicted", "contradicted": "confirmed"}
-        return Outcome(swap.get(outcome.verdict, outcome.verdict), outcome.contrasts)
+        return replace(outcome, verdict=swap.get(outcome.verdict, outcome.verdict))
 
 
 @dataclass(frozen=True)
@@ -180,7 +204,7 @@ class LargerGain(Test):
         one, one_rival, other, other_rival = columns
         name = f"gain of {arms[0]} - gain of {arms[2]}"
         contrast = Contrast.of(name, one - one_rival, other - other_rival)
-        return Outcome(_effect(contrast, self.smallest), (contrast,))
+        return Outcome(_effect(contrast, self.smallest), (contrast,), p=contrast.p)
 
 
 @dataclass(frozen=True)
@@ -188,21 +212,24 @@ class Same(Difference):
     """`ours` and `rival` differ by less than `smallest`.
 
     confirmed: interval within -smallest .. smallest; contradicted: interval wholly beyond one of
-    them
+    them; idle at this K: no seed differs
     """
 
-    @property
-    def limits(self):
+    def limits(self, zero):
         return -self.smallest, self.smallest
 
     def _judge(self, arms, columns):
         contrast = Contrast.of(f"{arms[0]} - {arms[1]}", *columns)
         verdict, least = "inconclusive", self.smallest
+        if not any(contrast.differences):
+            return Outcome("idle at this K", (contrast,), p=None)
         if -least < contrast.low and contrast.high < least:
             verdict = "confirmed"
         elif contrast.low > least or contrast.high < -least:
             verdict = "contradicted"
-        return Outcome(verdict, (contrast,))
+        ours, rival = columns
+        ps = [Contrast.of("", a + least, b).p_above for a, b in ((ours, rival), (rival, ours))]
+        return Outcome(verdict, (contrast,), p=min(1.0, 2 * max(ps)))
 
 
 @dataclass(frozen=True)
@@ -213,10 +240,14 @@ class Trend(Test):
     >= smallest; contradicted: the interval of last - first is below smallest
     """
 
+    base = 0
     arms: tuple[str | tuple[str, ...], ...]  # of several candidates the best on validation images
 
     def sides(self):
         return tuple(arm if isinstance(arm, tuple) else (arm,) for arm in self.arms)
+
+    def limits(self, zero):
+        return (self.smallest,)
 
     def _judge(self, arms, columns):
         contrast = Contrast.of(f"{arms[-1]} - {arms[0]}", columns[-1], columns[0])
@@ -224,7 +255,7 @@ class Trend(Test):
         verdict = "contradicted" if contrast.high < self.smallest else "inconclusive"
         if p < 1 - LEVEL and contrast.mean >= self.smallest:
             verdict = "confirmed"
-        return Outcome(verdict, (contrast,), f"Page's trend test p = {p:.3g}")
+        return Outcome(verdict, (contrast,), f"Page's trend test p = {p:.3g}", float(p))
 
 
 @dataclass(frozen=True)
@@ -242,6 +273,9 @@ class Peak(Test):
     def sides(self):
         return (self.first,), (self.peak,), (self.last,)
 
+    def limits(self, zero):
+        return (-self.smallest,)
+
     def _judge(self, arms, columns):
         flanks = tuple(
             Contrast.of(f"{arms[1]} - {arms[end]}", columns[1], columns[end]) for end in (0, 2)
@@ -252,15 +286,4 @@ class Peak(Test):
             verdict = "contradicted"
         elif max(ps) < 1 - LEVEL and all(flank.mean >= self.smallest for flank in flanks):
             verdict = "confirmed"
-        return Outcome(verdict, flanks, f"Holm's p = {ps[0]:.3g} and {ps[1]:.3g}")
-
-
-def verdict_of(outcomes):
-    """The word for a claim of several tests.  It is confirmed where all are, which needs no
-    correction for their number, and contradicted where one is.
-    """
-    words = {outcome.verdict for outcome in outcomes}
-    for word in ("unfinished", "contradicted", "inconclusive"):
-        if word in words:
-            return word
-    return "confirmed"
+        return Outcome(verdict, flanks, f"Holm's p = {ps[0]:.3g} and {ps[1]:.3g}", max(ps))
