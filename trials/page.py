@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data import write_text
+from files import write_text
 
 from .figures import claim_figure, save_svg
 from .rows import accuracies, chain
