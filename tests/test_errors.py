@@ -464,7 +464,8 @@ def test_a_decode_cache_on_a_full_disk_is_no_wrong_flag(
 ):
     data = shutil.copytree(folder_data, tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
     with files_of_at_most(1000):
-        code = step("teacher", tmp_path / "run", *folder_flags, "--data-dir", data)
+        places = ("--data-dir", data, "--cache-dir", data / "cache")
+        code = step("teacher", tmp_path / "run", *folder_flags, *places)
     error = capfd.readouterr().err
     assert (code, error.count("\n")) == (1, 1) and "cache" in error
     assert not list((data / "cache").iterdir()) and not (tmp_path / "run").exists()

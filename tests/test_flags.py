@@ -39,7 +39,7 @@ COMMANDS = {
 }
 # What a flag accepts of the odd values; one that is not here accepts none of them.
 NUMBERS = "seed min-score max-bad-fraction warmup label-smoothing ema-decay mixed weight-decay"
-NUMBERS += " mixup cutmix"
+NUMBERS += " mixup cutmix member"
 # Places and names: what does not exist is said by whoever needs it, and some are yet to be made.
 NAMES = "run-dir data-dir runs-dir results output export tensorboard"
 NAMES += " cache-dir model unlabeled push commands"
