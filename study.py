@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from stages import flags
+from stages.program import begin
 
 
 def parse(argv):
@@ -46,7 +47,7 @@ def parse(argv):
 
 
 if __name__ == "__main__":
-    parse(None)  # --help and wrong flags, before torch is imported
+    begin(parse)  # --help and wrong flags, before torch is imported
 
 from claims import TUNING, base, claims
 from stages.device import faster_precision, set_up_device

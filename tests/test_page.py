@@ -22,8 +22,9 @@ from report import page as page_of_runs
 from report.__main__ import main
 from report.mcnemar import paired_difference
 from stages.folder import STAGES as STAGES_AND_FILES
-from stages.records import read_record, sealed
-from stages.whole_run import chain_settings, command_of, read_run, rival_of
+from stages.folder import read_record, sealed
+from stages.lifetime import chain_settings
+from stages.whole_run import command_of, read_run, rival_of
 
 VOID = {"meta", "link", "img", "input", "br"}
 TRAININGS = ("teacher", "student", "finetuned")
@@ -254,7 +255,7 @@ def side_by_side(digits_run, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(digits_run, runs / "run")
     words = rival_of(runs / "run")
-    assert run_step("teacher", runs / "run-rival", *words[2:4], *words[6:]) == 0
+    assert run_step("teacher", runs / "run-rival", *words[words.index("--run-dir") + 2 :]) == 0
     teacher = ("--teacher", runs / "run" / "teacher")
     assert run_step("samples", runs / "k2", *teacher, "--k 2") == 0
     for run, seed in (("k2", ""), ("seed-1", "--seed 1")):
