@@ -44,8 +44,12 @@ audit: $(VENV)/installed-dev
 
 # The lab's solutions, from top to bottom, as a student would run them.
 lab-check: $(VENV)/installed-dev
+	@echo "The lab's solution notebook runs from top to bottom: nine exercises, about 180"
+	@echo "processor seconds, 3 minutes on a core that does nothing else.  It is silent until its end."
 	rm -rf runs/lab-check
 	LAB_RUN=runs/lab-check $(BIN)/jupyter execute lab/solutions.ipynb
+	@echo "All cells have run, all checks say right.  The slides:"
+	$(BIN)/python -m lab.slides runs/lab-check/seed-2
 
 # On a machine with a GPU, again and again: each call takes ten minutes at most and goes on where the
 # last one stopped.  It uses the Python at hand and that one's torch.  See benchmarks/gpu_check.py.

@@ -37,7 +37,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from data.pool import open_pool
-from data.workers import KEEP_MEMORY, cores, rest
+from data.workers import KEEP_MEMORY, cores
 
 KINDS = {  # name: suffix, height, width
     "JPEG 64 x 64": (".jpg", 64, 64),
@@ -185,7 +185,6 @@ def main(argv=None):
             print(f"{kind}: {count:,} images of {size:,.0f} bytes, to {args.input_size} pixels")
             print("  img/s  ", *(f"{name} {value:,.0f}  " for name, value in middle.items()))
             print("  ratio  ", *(f"{name} {value:.2f}  " for name, value in ratios.items()))
-    rest(keep=0)
     if args.json:
         settings = {"cores": workers, "input_size": args.input_size, "repeats": args.repeats,
                     "opencv": cv2.__version__}  # fmt: skip

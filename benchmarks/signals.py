@@ -57,7 +57,7 @@ PROGRAMS = {"main.py": training_program, "make_sample_data.py": make_sample_data
             "student_train.py": student_train}  # fmt: skip
 PHASES = {  # phase -> the steps it is tried in, the function that begins it
     "imports": ("teacher", "/torch/__init__.py:<module>"),
-    "listing": ("samples", "/data/files.py:_walk"),
+    "listing": ("samples", "/data/listing.py:_walk"),
     "decoding": ("teacher samples", "/data/workers.py:decode_all"),
     "leak guard": ("samples", "/data/duplicates.py:find"),
     "training": ("teacher", "/engine.py:learning_rate"),

@@ -80,7 +80,7 @@ def decode(content, size=None):
     Grey, palette, 1-bit and CMYK images become RGB.  Of 16 bits the high byte is kept, of an
     animation the first frame.  Alpha is dropped: a transparent pixel shows the colour stored in it.
     PNM values are scaled by the largest one that the file declares.
-    While it decodes, a picture takes up to 7 bytes a pixel, one of 16 bits a channel up to 13.
+    While it decodes, a picture takes up to 8 bytes a pixel, one of 16 bits a channel up to 13.
     Raises Unreadable for an empty, truncated, damaged or too large image, for floating-point
     numbers, for 12 bits stored as 16, and for any other file.
     """

@@ -1,10 +1,11 @@
 """The pool: all its sources as one, positions running through them in the order given."""
 
 import hashlib
+import itertools
 import os
+import sys
 import unicodedata
 from bisect import bisect_right
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,15 @@ COUNTED = 2**24  # checksums compared at a time for copies inside the pool: 128 
 
 
 def open_pool(specs, data_dir, input_size, labelled=None, split=None, cache_dir=None):
-    """-> Pool of the sources that `sources.open_sources` opens; it raises the same errors."""
-    return Pool(open_sources(specs, data_dir, input_size, labelled, split, cache_dir))
+    """-> Pool of the sources that `sources.open_sources` opens; it raises the same errors.
+
+    What is left out of it, and what lies outside of its folders, is said on stderr.
+    """
+    sources = open_sources(specs, data_dir, input_size, labelled, split, cache_dir)
+    for notice in itertools.chain(*(source.notices for source in sources)):
+        if distributed.is_first():
+            print(notice, file=sys.stderr)
+    return Pool(sources)
 
 
 def draw(pool, size, seed):
@@ -45,7 +53,8 @@ def reopen_pool(config, data_dir, labelled, split, cache_dir=None, specs=None):
     Raises ValueError when a source is no longer what was scored, and the errors of `open_sources`.
     """
     given = specs or config["unlabeled"]
-    pool = open_pool(given, data_dir, config["input_size"], labelled, split, cache_dir)
+    size = config["input_size"]
+    pool = Pool(open_sources(given, data_dir, size, labelled, split, cache_dir))
     if config.get("pool_size"):
         pool = draw(pool, config["pool_size"], config["seed"])
     if len(pool.sources) != len(config["pools"]):
@@ -74,7 +83,7 @@ class Pool:
 
     def __init__(self, sources):
         self.sources = sources
-        self.starts = list(accumulate(map(len, sources), initial=0))
+        self.starts = list(itertools.accumulate(map(len, sources), initial=0))
         self.images = Images.joined(*(source.images for source in sources))
         self.unreadable = {}
         for start, source in zip(self.starts, sources, strict=False):

@@ -4,7 +4,6 @@ import glob
 import hashlib
 import os
 import re
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,7 +39,7 @@ class Source:
     images: Images of all N, zeros where unreadable
     checksums: [uint8 (n, 16)], one array a block of listing.BLOCK entries
     unreadable: {position: reason}
-    unused: [(name, reason)] of what is no entry but may be an image
+    unused: [(name, reason)] of what is no entry but may be an image;  notices: for stderr
     truth: int64 (N,), classes of the labelled set or NO_CLASS, or None where they are not known
     """
 
@@ -51,6 +50,7 @@ class Source:
     checksums: list[np.ndarray] = field(default_factory=list)
     unreadable: dict[int, str] = field(default_factory=dict)
     unused: list[tuple[str, str]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
     truth: np.ndarray | None = None
     spec: str = ""  # as the user gave it
     cache: Cache | None = None  # where images, checksums and unreadable come from, see `open`
@@ -217,20 +217,17 @@ def _of_listing(name, kind, path, listing, where, size):
         raise ValueError(
             f"pool {name!r}: no images in {str(path)!r}{hint}; see --unlabeled in --help"
         )
-    if distributed.is_first():
-        if left_out:
-            print(f"pool {name!r}: {left_out}", file=sys.stderr)
-        if listing.outside:
-            print(
-                f"{len(listing.outside)} images of the pool {path} are behind links that lead out "
-                f"of it, such as {listing.outside[0]!r}; they are read like the others",
-                file=sys.stderr,
-            )
+    notices = [f"pool {name!r}: {left_out}"] if left_out else []
+    if listing.outside:
+        notices.append(
+            f"{len(listing.outside)} images of the pool {path} are behind links that lead out "
+            f"of it, such as {listing.outside[0]!r}; they are read like the others"
+        )
     key = {"kind": kind, "path": os.path.abspath(os.fspath(path))}
     safe = "".join(c if c.isalnum() else "_" for c in name)[:40]
     cache = Cache(where[1], safe, listing, key, size)
     inputs = {**key, "digest": listing.digest, "entries": len(listing)}
-    return Source(name, listing.names, inputs, unused=listing.unused, cache=cache)
+    return Source(name, listing.names, inputs, unused=listing.unused, notices=notices, cache=cache)
 
 
 # --- pools that have a name of their own --------------------------------------------------------

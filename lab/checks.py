@@ -3,16 +3,21 @@
 A hint says what is wrong, never what is right.  An answer that is still the three dots is open.
 """
 
+import math
 import random
 import statistics
 from numbers import Real
 from pathlib import Path
 
 import numpy as np
+import torch
 
+import engine
 import predict
 from data.decode import Unreadable
 from ranking import select as selection_of
+
+from . import kit
 
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # Student's t, two-sided, by the number of seeds
 
@@ -36,14 +41,32 @@ def _ask_answered(*answers):
     )
 
 
-def _ask_numbers(answer, count):
+def _numbers(answer, count):
+    """The answer as a list of `count` finite floats: from a list, a tuple or an array."""
     _ask_answered(answer)
-    _ask(
-        isinstance(answer, list | tuple | np.ndarray)
-        and len(answer) == count
-        and all(isinstance(number, Real) for number in answer),
-        f"the answer is to be a list of {count} numbers",
-    )
+    hint = f"the answer is to be a list of {count} numbers"
+    _ask(np.iterable(answer) and not isinstance(answer, str | dict | set), hint)
+    answer = list(answer)
+    _ask_answered(*answer)
+    _ask(len(answer) == count and all(isinstance(number, Real) for number in answer), hint)
+    _ask(all(map(math.isfinite, answer)), f"{hint}, and nan and infinity are none")
+    return list(map(float, answer))
+
+
+def _whole(number, most, what):
+    """A whole number from 0 to `most`, also as a float or of NumPy; anything else is a Hint."""
+    _ask_answered(number)
+    fits = isinstance(number, Real) and number in range(most + 1)
+    _ask(fits, f"{what} is a whole number from 0 to {most}, not {number!r}")
+    return int(number)
+
+
+def _near(answer, right):
+    """Whether a number is right to the digits that it shows, at least one after the point.  It may
+    be a difference of rounded numbers, so its last digit may be one off.
+    """
+    digits = min(6, max(1, len(f"{answer:.6f}".rstrip("0").partition(".")[2])))
+    return abs(answer - right) <= 10**-digits * 1.001
 
 
 # --- exercise 0 ---------------------------------------------------------------------------------
@@ -73,12 +96,9 @@ def axes(to_network):
 
 def mistake(matrix, answer):
     """matrix: int (C,C), rows true;  answer: (true, said), the largest entry off the diagonal."""
-    _ask_numbers(answer, 2)
-    row, column = map(int, answer)
-    _ask(
-        {row, column} <= set(range(len(matrix))),
-        f"classes are whole numbers from 0 to {len(matrix) - 1}",
-    )
+    _ask_answered(answer)
+    _ask(np.iterable(answer) and len(answer) == 2, "the answer is to be a pair of two classes")
+    row, column = (_whole(label, len(matrix) - 1, "a class") for label in answer)
     _ask(row != column, "that is on the diagonal, where the teacher is right")
     most = (matrix - np.diag(matrix.diagonal())).max()
     _ask(
@@ -103,19 +123,27 @@ def by_hand(scores, p, k, answer):
         isinstance(answer, dict) and answer.keys() == classes,
         f"the answer is to be a dict with the classes {sorted(classes)} as keys",
     )
-    for images in answer.values():
+    mine = {}
+    for label, images in answer.items():
         _ask_answered(images)
-        _ask(isinstance(images, list | tuple), "each class is to have a list of images, best first")
-        _ask_answered(*images)
-    right = {label: [] for label in classes}
-    for image, label, _, _ in selection_of(scores, p, k):
-        right[label].append(image)
-    everyone = {label: [] for label in classes}  # all candidates
-    for image, label, _, _ in selection_of(scores, p, len(scores)):
-        everyone[label].append(image)
+        _ask(np.iterable(images), "each class is to have a list of images, best first")
+        mine[label] = [_whole(image, len(scores) - 1, "an image") for image in images]
+    right, everyone = _lists(scores, p, k), _lists(scores, p, len(scores))
+    _ask(mine == right or mine != _lists(scores, k, p), EXCHANGED)
     for label in sorted(classes):
-        _hint_for_class(label, list(answer[label]), right[label], everyone[label], p, k)
+        _hint_for_class(label, mine[label], right[label], everyone[label], p, k)
     print(f"right: P = {p}, K = {k}, {sum(map(len, right.values()))} rows")
+
+
+EXCHANGED = "P and K are exchanged: P is classes of an image, K is images of a class"
+
+
+def _lists(scores, p, k):
+    """{class: its images, best first}, by ranking.select"""
+    lists = {label: [] for label in range(len(scores[0]))}
+    for image, label, _, _ in selection_of(scores, p, k):
+        lists[label].append(image)
+    return lists
 
 
 def _hint_for_class(label, answer, right, everyone, p, k):
@@ -136,8 +164,8 @@ def _hint_for_class(label, answer, right, everyone, p, k):
 
 
 def ranking_cases():
-    """Yields (what is special, scores, p, k)."""
-    plain = [[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7], [0.3, 0.6, 0.1]]
+    """Yields (what is special, scores, p, k); no more scores than one can read, 4 x 3."""
+    plain = [[0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7]]
     yield "P = 1 and K = 1", plain, 1, 1
     yield "P = 1 and K = 3, where some classes have too few candidates", plain, 1, 3
     yield "P = 2 and K = 2", plain, 2, 2
@@ -145,19 +173,19 @@ def ranking_cases():
     yield "ties between classes (the first class wins)", [[0.4, 0.4, 0.2], [0.2, 0.4, 0.4]], 1, 2
     numbers = random.Random(0)
     for _ in range(20):
-        rows = [[numbers.random() for _ in range(5)] for _ in range(12)]
-        yield "random scores", rows, numbers.randint(1, 5), numbers.randint(1, 6)
+        rows = [[numbers.randrange(1, 100) / 100 for _ in range(3)] for _ in range(4)]
+        yield "any scores", rows, numbers.randint(1, 3), numbers.randint(1, 4)
 
 
 def ranking_hint(scores, p, k, answer):
     """What is wrong with a selection."""
     classes, images = len(scores[0]), len(scores)
     right = selection_of(scores, p, k)
-    if not isinstance(answer, list) or not all(
-        isinstance(row, tuple) and len(row) == 4 for row in answer
-    ):
+    if any(not np.iterable(row) or len(row) != 4 for row in answer):
         return "the answer is to be a list of tuples (image, class, score, rank)"
+    answer = _rows(answer)
     known = {
+        EXCHANGED: selection_of(scores, k, p),
         "P is not used": selection_of(scores, classes, k),
         "K is not used": selection_of(scores, p, images),
         "K is for every class, not for all together": right[:k],
@@ -165,9 +193,9 @@ def ranking_hint(scores, p, k, answer):
         "image and class are exchanged": [(row[1], row[0], *row[2:]) for row in right],
     }
     for hint, wrong in known.items():
-        if answer == wrong:
+        if answer == _rows(wrong):
             return hint
-    if sorted(answer) == sorted(right):
+    if sorted(answer) == sorted(_rows(right)):
         return "the rows are right, their order is not: by class, then by rank"
     if {row[:2] for row in answer} == {row[:2] for row in right}:
         return "the images are right, their scores or ranks are not (rank 1 is the highest score)"
@@ -177,19 +205,30 @@ def ranking_hint(scores, p, k, answer):
     return f"class {min(ours - theirs, key=lambda pair: pair[1])[1]} is to keep more"
 
 
+def _rows(rows):
+    """Rows that can be compared: whole numbers, and scores as float32 has them."""
+    return [(int(row[0]), int(row[1]), round(float(row[2]), 6), int(row[3])) for row in rows]
+
+
 def ranking(select):
     """select(scores, p, k), compared with ranking.select; see there."""
     for special, scores, p, k in ranking_cases():
         answer = select([list(row) for row in scores], p, k)
         _ask_answered(answer)
-        if answer != selection_of(scores, p, k):
-            raise Hint(f"{special}: {ranking_hint(scores, p, k, answer)}\n  scores = {scores}")
+        _ask(np.iterable(answer), "the answer is to be a list of (image, class, score, rank)")
+        answer = list(answer)
+        if any(np.shape(row) != (4,) for row in answer) or _rows(answer) != _rows(
+            selection_of(scores, p, k)
+        ):
+            table = "\n".join(f"  image {i}: {row}" for i, row in enumerate(scores))
+            hint = ranking_hint(scores, p, k, answer)
+            raise Hint(f"{special}, with P = {p}, K = {k} and these scores\n{table}\n{hint}")
     print("right: the same as ranking.select on 25 cases")
 
 
 def patches(label, is_patch, answer):
     """answer: ten numbers, how many rows of each class are patches."""
-    _ask_numbers(answer, 10)
+    answer = _numbers(answer, 10)
     right = np.bincount(label[is_patch], minlength=10)
     _ask(
         not np.array_equal(answer, np.bincount(label, minlength=10)),
@@ -197,10 +236,10 @@ def patches(label, is_patch, answer):
     )
     _ask(
         sum(answer) == right.sum(),
-        f"these are {sum(answer)} patches in all, the selection has {right.sum()}",
+        f"these are {sum(answer):g} patches in all, the selection has {right.sum()}",
     )
     wrong = np.flatnonzero(right != np.asarray(answer))
-    _ask(not len(wrong), f"the sum is right, class {wrong[:1]} is not")
+    _ask(not len(wrong), f"the sum is right, class {wrong[:1].tolist()} is not")
     print(f"right: {right.sum()} of {len(label)} rows are patches")
 
 
@@ -209,15 +248,15 @@ def patches(label, is_patch, answer):
 
 def gains(top1, answer):
     """top1: test accuracy of teacher, student and finetuned;  answer: points of steps 3 and 4."""
-    _ask_numbers(answer, 2)
+    answer = _numbers(answer, 2)
     right = [top1["student"] - top1["teacher"], top1["finetuned"] - top1["student"]]
     whole = top1["finetuned"] - top1["teacher"]
     for step, mine, ours in zip((3, 4), answer, right, strict=True):
-        if abs(mine - ours) < 0.06:
+        if _near(mine, ours):
             continue
-        _ask(abs(mine + ours) >= 0.06, f"step {step}: the sign is the other way round")
+        _ask(not _near(mine, -ours), f"step {step}: the sign is the other way round")
         _ask(
-            abs(mine - whole) >= 0.06 or step == 3,
+            step == 3 or not _near(mine, whole),
             "step 4: compare with the student before it, not with the teacher",
         )
         raise Hint(f"step {step}: subtract what the step began with from what it ended with")
@@ -226,9 +265,8 @@ def gains(top1, answer):
 
 def trapped(recall, answer):
     """recall: percent right (C,) of each class after each step;  answer: a class."""
-    _ask_answered(answer)
     lost = recall["teacher"] - recall["student"]
-    _ask(answer in range(len(lost)), f"a class is a whole number from 0 to {len(lost) - 1}")
+    answer = _whole(answer, len(lost) - 1, "a class")
     lowest = recall["student"].min()
     _ask(
         lost[answer] == lost.max() or recall["student"][answer] > lowest,
@@ -247,30 +285,31 @@ def trapped(recall, answer):
 def mean_and_sd(function):
     """function(values) -> (mean, standard deviation of a sample)"""
     values = [90.0, 93.0, 94.5]
-    answer = function(list(values))
-    _ask_numbers(answer, 2)
-    mean, sd = answer
-    _ask(abs(mean - statistics.mean(values)) < 1e-6, "the mean is wrong")
-    _ask(
-        abs(sd - statistics.pstdev(values)) > 1e-6,
-        "a sample is meant: divide by n - 1, since the mean comes from the same numbers",
-    )
-    _ask(abs(sd - statistics.variance(values)) > 1e-6, "that is the variance; take its root")
-    _ask(abs(sd - statistics.stdev(values)) < 1e-6, "the standard deviation is wrong")
+    mean, sd = _numbers(function(list(values)), 2)
+    _ask(_near(mean, statistics.mean(values)), "the mean is wrong")
+    if not _near(sd, statistics.stdev(values)):
+        sample = "a sample is meant: divide by n - 1, since the mean comes from the same numbers"
+        _ask(not _near(sd, statistics.pstdev(values)), sample)
+        _ask(not _near(sd, statistics.variance(values)), "that is the variance; take its root")
+        raise Hint("the standard deviation is wrong")
     print("right: divided by n - 1, and the root taken")
+
+
+def _all_near(answer, right):
+    return all(map(_near, answer, right))
 
 
 def verdict(ours, rival, differences, answer):
     """ours, rival: a number a seed;  differences: ours - rival;  answer: better, worse or open."""
-    _ask_numbers(differences, len(ours))
+    differences = _numbers(differences, len(ours))
     _ask_answered(answer)
-    right = np.subtract(ours, rival)
+    right = np.subtract(ours, rival).tolist()
     _ask(
-        not np.allclose(differences, -right, atol=0.06) or np.allclose(right, 0),
+        _all_near(differences, right) or not _all_near(differences, np.negative(right)),
         "subtract the rival from the student, not the student from the rival",
     )
     _ask(
-        np.allclose(differences, right, atol=0.06),
+        _all_near(differences, right),
         "a difference is of two numbers with the same seed, one difference a seed",
     )
     _ask(answer in ("better", "worse", "open"), 'the verdict is "better", "worse" or "open"')
@@ -304,3 +343,89 @@ def photos(folder):
         )
     _ask(len(paths) >= 3, f"that is {len(paths)} of at least three images")
     print(f"right: {len(paths)} images")
+
+
+# --- exercise 8 ---------------------------------------------------------------------------------
+
+
+def _six_steps():
+    """A training of six steps on noise: images, labels, recipe's changes, and what engine.fit makes
+    of them: the augmented batches, and the bits of the network after each step.
+    """
+    numbers = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (24, 16, 16, 3), dtype=torch.uint8, generator=numbers)
+    labels = torch.randint(10, (24,), generator=numbers)
+    recipe = {"epochs": 2, "passes": 1, "batch_size": 8}
+    state, augment = kit.beginning(images, **recipe)
+    mixed = []
+
+    def noted(images, labels):
+        mixed.append(augment(images, labels))
+        return mixed[-1]
+
+    bits = [_bits(state) for _ in engine.fit(state, images, labels, noted)]
+    return images, labels, recipe, mixed, bits
+
+
+def _bits(state):
+    return {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+def _same(one, other):
+    """The names of the tensors that have the same bits."""
+    return {name for name in one if torch.equal(one[name], other[name])}
+
+
+def batch(function):
+    """function(model, optimizer, augment, images, labels, rate): a step, with engine.fit's bits."""
+    images, labels, recipe, mixed, bits = _six_steps()
+    state, _ = kit.beginning(images, **recipe)
+    learnt, before, calls = {name for name, _ in state.model.named_parameters()}, _bits(state), []
+
+    def replayed(images, labels):
+        _ask(images.dtype == torch.uint8, "`augment` takes the images as they came, uint8")
+        _ask(len(calls) < number, "`augment` is to be called once a step, not again")
+        calls.append(number)
+        return mixed[number - 1]
+
+    def step(model, *others):
+        model.eval()  # as whoever looked at the last step may have left it
+        function(model, *others)
+
+    number = 1
+    for _ in kit.steps_of(state, replayed, images, labels, step):
+        now, rate = _bits(state), engine.learning_rate(state.recipe, number - 1, len(bits))
+        stayed, found = _same(now, before), state.optimizer.param_groups[0]["lr"]
+        _ask(calls or len(stayed) < len(now), "the task is open; nothing in the model has changed")
+        _ask(len(calls) == number, "`augment` is to be called once a step, on the whole batch")
+        _ask(not learnt <= stayed, "no weight has moved; who calls `optimizer.step()`?")
+        _ask(
+            stayed <= learnt, "batch norm has not looked at the batch: `model.train()` comes first"
+        )
+        _ask(found == rate, f"the optimizer's rate is {found:g} in step {number}, not {rate:g}")
+        right = len(_same(now, bits[number - 1])) == len(now)
+        _ask(right or number > 1, "the first step ends with other bits; which loss, which targets?")
+        _ask(right, f"step {number} is the first with other bits; is a gradient from before there?")
+        number += 1
+    print(f"right: the bits of engine.fit after each of {len(bits)} steps")
+
+
+def changed(function, rows, test):
+    """As `batch`, with other bits than engine.fit's; a student is trained with it.
+
+    rows, test: Kept and Tested, see kit.own_student
+    """
+    images, labels, recipe, mixed, bits = _six_steps()
+    state, augment = kit.beginning(images, **recipe)
+    before, replay = _bits(state), iter(mixed)
+
+    def replayed(images, labels):
+        return next(replay, None) or augment(images, labels)
+
+    replayed.normalise = augment.normalise
+    for _ in kit.steps_of(state, replayed, images, labels, function):
+        pass
+    weights = {name for name, _ in state.model.named_parameters()}
+    _ask(not weights <= _same(_bits(state), before), "the task is open; no weight has moved")
+    _ask(not weights <= _same(_bits(state), bits[-1]), "these are engine.fit's bits; change a line")
+    print(f"right: it is another step; its student: {kit.own_student(function, rows, test):.2f} %")

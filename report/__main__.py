@@ -15,7 +15,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from stages import flags
-from stages.flags import path
 
 
 def parse(argv):
@@ -23,9 +22,9 @@ def parse(argv):
     parser.prog = "-m report"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folder")
     add = parser.add_argument
-    add("--output", type=path, metavar="FILE",
+    add("--output", type=flags.path, metavar="FILE",
         help="default report.html in RUN, of several in the folder that they share")  # fmt: skip
-    add("--data-dir", type=path, metavar="DIR",
+    add("--data-dir", type=flags.path, metavar="DIR",
         help="where data sets are (default: where they were)")  # fmt: skip
     add("--cache-dir", type=flags.path, metavar="DIR", help="where decoded images are (the same)")
     add("--unlabeled", nargs="+", metavar="SPEC", help="the pools of step 2 (the same)")
@@ -56,17 +55,17 @@ def main(argv=None):
     elif output in pages.values():
         raise ValueError(f"{output} is the page of one run; give --output another name")
     for name, run in runs.items():
-        _write(pages[name], page.render, run, rival_beside(run, args.data_dir), command_of)
+        _write(pages[name], page.render, run, rival_beside(run, places), command_of)
     if len(runs) > 1:
         here = output.resolve().parent
         links = {n: quote(os.path.relpath(path.resolve(), here)) for n, path in pages.items()}
         _write(output, page.render_together, runs, links, is_rival)
 
 
-def rival_beside(run, data_dir):
+def rival_beside(run, places):
     """The rival of a run that lies beside its folder, None for none."""
     folder = rival_folder(run.folder)
-    found = read_run(folder, data_dir) if state_of(folder / "teacher") == "finished" else None
+    found = read_run(folder, *places) if state_of(folder / "teacher") == "finished" else None
     return found if found and is_rival(found, run) else None
 
 

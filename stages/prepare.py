@@ -420,7 +420,8 @@ def versions():
     if (root / ".git").exists() and shutil.which("git"):
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
     found = {"project": commit, "python": platform.python_version(), "torch": torch.__version__}
-    for package in ("torchvision", "opencv-python", "opencv-python-headless"):
+    packages = ("torchvision", "numpy", "scikit-learn", "timm", "opencv-python")
+    for package in (*packages, "opencv-python-headless"):
         try:
             found[package.removesuffix("-headless")] = version(package)
         except PackageNotFoundError:

@@ -590,13 +590,13 @@ def test_links_out_of_a_pool_are_reported(tmp_path, capsys):
     write(tmp_path / "elsewhere" / "far.png", picture(1))
     write(tmp_path / "pool" / "near.png", picture())
     (tmp_path / "pool" / "inside.png").symlink_to("near.png")
-    open_sources([tmp_path / "pool"], tmp_path, 16)
+    open_pool([tmp_path / "pool"], tmp_path, 16)
     assert not capsys.readouterr().err
     (tmp_path / "pool" / "out.png").symlink_to(tmp_path / "elsewhere" / "far.png")
-    [source] = open_sources([tmp_path / "pool"], tmp_path, 16)
+    pool = open_pool([tmp_path / "pool"], tmp_path, 16)
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "'out.png'" in error and str(tmp_path / "pool") in error
-    assert not source.unreadable and len(source) == 3
+    assert not pool.unreadable and len(pool) == 3
 
 
 @posix

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 import files
+import main
 from data import selection
 from data import workers as workers_module
 from data.decode import Unreadable, decode
@@ -30,6 +31,7 @@ from data.listing import LOST, Names, list_folder, list_tars
 from data.pool import Pool, open_pool, reopen_pool
 from data.sources import absolute, open_sources
 from data.splits import split
+from stages.prepare import cache_of
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX names and links")
 
@@ -452,3 +454,37 @@ def test_skipped_csv_takes_names_with_every_character(tmp_path):
     selection.write_skipped(tmp_path / "skipped.csv", pairs)
     with open(tmp_path / "skipped.csv", newline="", encoding="utf-8") as file:
         assert [tuple(row) for row in csv.reader(file)][1:] == pairs
+
+
+# --- the steps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_step_3_wants_the_pool_that_was_scored_wherever_it_is(run_before, step, refused, tmp_path):
+    pool, moved, run = tmp_path / "pool", tmp_path / "moved", run_before("samples")
+    for number in range(6):
+        write(pool / f"{number}.bmp", cv2.imencode(".bmp", picture(number))[1])
+    write(pool / "7.heic", b"x")
+    flags = ("--unlabeled", pool, "--strategy random --k 2 --cache-dir", tmp_path / "cache")
+    assert step("samples", run, *flags) == 0
+    assert "pool/7.heic,not used" in (run / "samples/skipped.csv").read_text()
+    assert list((tmp_path / "cache").glob("pool-8px-*"))
+    pool.rename(moved)
+    error = refused("student", run)
+    assert str(pool) in error
+    for path in moved.glob("*.bmp"):
+        path.write_bytes(cv2.imencode(".bmp", picture(99))[1])
+    error = refused("student", run, "--unlabeled", moved)
+    assert "other pixels than those that step 2 scored" in error
+    for number in range(6):
+        write(moved / f"{number}.bmp", cv2.imencode(".bmp", picture(number))[1])
+    short = "--unlabeled", moved, "--epochs 1 --passes 1 --batch-size 4 --input-size 16"
+    assert step("student", run, *short) == 0
+
+
+def test_decoded_images_are_kept_where_the_flags_say():
+    settings = {"dataset": "folder", "data_dir": Path("mine"), "cache_dir": None}
+    assert cache_of(settings) == Path("datasets/cache")
+    assert cache_of(settings | {"dataset": "digits"}) == Path("mine/cache")
+    assert cache_of(settings | {"cache_dir": "there"}) == Path("there")
+    assert main.parse(["--cache-dir=~/x"]).cache_dir == Path.home() / "x"

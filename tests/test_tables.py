@@ -66,8 +66,8 @@ step 2
   selected      1,600 rows, 1,234 different images
   per class     12 to 60 of K=60
   warning       2 of 3 classes have fewer than K images
-  labels right  84.91 % of 1,590 rows: 1,350 right, 150 wrong, 90 of no class (90.00 % without these); of 10 more nothing \
-is known
+  labels right  84.91 % of 1,590 rows: 1,350 right, 150 wrong, 90 of no class (90.00 % \
+without these); of 10 more nothing is known
   time          0 s, 3618 images/s
   written to    runs/demo/samples
 """

@@ -80,7 +80,7 @@ def arms_of(runs, is_rival):
             groups.setdefault((key, name) if again else key, []).append(name)
     return [
         Arm(
-            names[0] + (f", {len(names)} seeds" if names[1:] else ""),
+            names[0] + (f" ({len(names)} seeds)" if names[1:] else ""),
             [runs[name] for name in names],
             [of_run[name] for name in names],
         )
