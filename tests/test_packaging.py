@@ -8,6 +8,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
+
 from stages.prepare import versions
 
 ROOT = Path(__file__).parents[1]
