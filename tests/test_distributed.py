@@ -138,7 +138,7 @@ def test_shares_are_whole_chunks_and_cover_everything_once(monkeypatch, count, s
 def test_torchrun_leaves_the_flags_behind_the_dashes_alone():
     """Without them it takes --p for a short form of its own --print-completion."""
     process = launch(ROOT / "make_sample_data.py", "--p", "0")
-    assert "make_sample_data.py: argument --p: must be 1 or more" in process.communicate()[1]
+    assert "argument --p: must be 1 or more" in process.communicate()[1]
 
 
 # --- the four steps -----------------------------------------------------------------------------

@@ -255,7 +255,7 @@ def side_by_side(digits_run, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(digits_run, runs / "run")
     words = rival_of(runs / "run")
-    assert run_step("teacher", runs / "run-rival", *words[words.index("--run-dir") + 2 :]) == 0
+    assert run_step("teacher", runs / "run-rival", *words[2:4], *words[6:]) == 0
     teacher = ("--teacher", runs / "run" / "teacher")
     assert run_step("samples", runs / "k2", *teacher, "--k 2") == 0
     for run, seed in (("k2", ""), ("seed-1", "--seed 1")):
