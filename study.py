@@ -115,7 +115,7 @@ class Study:
         """
         seeds, table = self.args.seeds or claim.seeds, Table(accuracies(rows, self.args.preset))
         tuning, short = range(min(TUNING, seeds)), set()
-        for side in (side for test in claim.tests for side in test.sides() if len(side) > 1):
+        for side in (side for test in claim.tests for side in test.sides if len(side) > 1):
             short |= set(side) - {table.best(side, tuning)}
         for seed in range(seeds):
             for arm in claim.arms:
