@@ -171,7 +171,7 @@ class Walk:
         self.began = time.monotonic() - self.spent
 
     def add(self, answer):
-        """Take in what an actor answered.  Raises program.Failure where it could not read its shard."""
+        """Take in what an actor answered.  Raises program.Failure where that failed."""
         if "error" in answer:
             self.save()
             raise program.Failure(
