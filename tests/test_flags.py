@@ -42,7 +42,7 @@ NUMBERS = "seed min-score max-bad-fraction warmup label-smoothing ema-decay mixe
 NUMBERS += " mixup cutmix member"
 # Places and names: what does not exist is said by whoever needs it, and some are yet to be made.
 NAMES = "run-dir data-dir runs-dir results output export tensorboard"
-NAMES += " cache-dir model unlabeled push commands"
+NAMES += " cache-dir model unlabeled scores push commands"
 ACCEPTED = {f"--{name}": {"zero"} for name in NUMBERS.split()}
 ACCEPTED |= {f"--{name}": ANY for name in NAMES.split()} | {"out": ANY}
 NEEDS = {"--student": ["--student-network"]}
