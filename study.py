@@ -13,12 +13,12 @@ Reads    claims.py; the data sets
 Writes   RUNS_DIR/<identity>/<stage>; in RESULTS: runs.csv, verdicts.md, figures/*.svg
 """
 
-import json
 import shlex
 import sys
 from pathlib import Path
 
 from stages import flags
+from stages.program import begin
 
 
 def parse(argv):
@@ -46,10 +46,11 @@ def parse(argv):
 
 
 if __name__ == "__main__":
-    parse(None)  # --help and wrong flags, before torch is imported
+    begin(parse)  # --help and wrong flags, before torch is imported
 
 from claims import TUNING, base, claims
 from stages.device import faster_precision, set_up_device
+from stages.folder import read_records
 from trials.arms import Planner
 from trials.cluster import ClusterPlace
 from trials.page import print_verdicts, write_page
@@ -114,7 +115,7 @@ class Study:
         """
         seeds, table = self.args.seeds or claim.seeds, Table(accuracies(rows, self.args.preset))
         tuning, short = range(min(TUNING, seeds)), set()
-        for side in (side for test in claim.tests for side in test.sides() if len(side) > 1):
+        for side in (side for test in claim.tests for side in test.sides if len(side) > 1):
             short |= set(side) - {table.best(side, tuning)}
         for seed in range(seeds):
             for arm in claim.arms:
@@ -163,9 +164,10 @@ class Study:
         return rows
 
     def _row(self, run):
-        if run.identity not in self.done and (result := run.result(self.args.runs_dir)):
-            config = (run.folder(self.args.runs_dir) / "config.json").read_text(encoding="utf-8")
-            self.done[run.identity] = row_of(run, result, json.loads(config))
+        folder = run.folder(self.args.runs_dir)
+        if run.identity not in self.done and (folder / "result.json").exists():
+            config, result = read_records(folder)
+            self.done[run.identity] = row_of(run, result, config)
         return self.done.get(run.identity)
 
     def print_plan(self):

@@ -9,6 +9,7 @@ how the pool was cut, so the selection is the same, byte for byte.
 
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from tqdm import tqdm
@@ -16,14 +17,15 @@ from tqdm import tqdm
 import distributed
 from data import selection
 from data.augment import Normalise
+from data.duplicates import LeakGuard
 from data.pool import Pool
 from engine import predict
 from ranking import Selector
 
-from . import checkpoint, signals
+from . import checkpoint, program
 from .device import Compute
-from .lifetime import OpenStage
-from .program import Failure
+from .folder import clear
+from .lifetime import OpenStage, identity
 
 SAVE_SECONDS = 60
 _AHEAD = 64  # chunks whose scores wait on the device: fetching each would hold up a GPU
@@ -34,10 +36,11 @@ class ScoringJob:
     """Step 2 with everything settled, before its folder is touched."""
 
     stage: OpenStage
-    config: dict  # config.json, see config.config_of
+    config: dict  # config.json, see prepare.config_of
     compute: Compute
     teacher: checkpoint.Checkpoint
     pool: Pool
+    guard: LeakGuard | None = None  # finds the pool's copies of labelled images
 
 
 @dataclass
@@ -62,8 +65,12 @@ class Walk:
         if job.stage.saved and self.path.exists():
             with checkpoint.resuming(self.path):
                 state = checkpoint.load(self.path)
+                if state.pop("stage") != identity(job.config):
+                    raise ValueError("it was saved by another stage")
                 self.spent, checksum = float(state.pop("seconds")), state.pop("scores", None)
                 self.selector.load_state_dict(state)
+                if not self.first <= self.selector.position <= self.last:
+                    raise ValueError("its position is not in this process's part of the pool")
         self.scores, self.waiting = None, []
         if job.config["save_scores"]:
             path = job.stage.folder / _score_file(self.number)
@@ -101,7 +108,9 @@ class Walk:
 
     def save(self):
         self._write_scores()
+        self.job.stage.check_ours()
         state = {**self.selector.state_dict(), "seconds": self.seconds}
+        state["stage"] = identity(self.job.config)
         if self.scores:
             self.scores.flush()
             state["scores"] = self.scores.checksum
@@ -131,12 +140,12 @@ def run(walk):
     for start, logits in chunks:
         walk.add(start, logits)
         bar.update(len(logits))
-        signum = signals.interruption()  # asked once: a signal after this is the next chunk's
+        signum = program.interruption()  # asked once: a signal after this is the next chunk's
         if signum or time.monotonic() - last_save > SAVE_SECONDS:
             walk.save()
             last_save = time.monotonic()
         if signum:
-            signals.stop(bar, job.stage.folder, signum)
+            program.stop(bar, job.stage.folder, signum)
     walk.save()
     bar.close()
     seconds = distributed.largest(walk.seconds)  # all have saved by then
@@ -151,7 +160,7 @@ def _gather(job, selector, seconds):
         other.load_state_dict(checkpoint.load(path))
         _, end = distributed.share(len(job.pool), job.config["batch_size"], number)
         if other.position != end:
-            raise Failure(
+            raise program.Failure(
                 f"{path} ends at image {other.position}, not {end}; score again with --overwrite"
             )
         selector.merge(other)
@@ -171,3 +180,43 @@ def _state_file(number):
 
 def _score_file(number):
     return f"scores-{number}.bin"
+
+
+# --- its files ----------------------------------------------------------------------------------
+
+
+def check_readable(job):
+    """Raises Failure, the list written, when too much of the pool cannot be read."""
+    most, bad = job.config["max_bad_fraction"], len(job.pool.unreadable)
+    if bad <= most * len(job.pool):
+        return
+    folder = job.stage.folder
+    if distributed.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        if job.stage.saved is None:
+            clear(folder)  # --overwrite: the list would not be the old selection's
+        write_skipped(job)
+    distributed.wait()
+    raise program.Failure(
+        f"{bad} of {len(job.pool)} pool images cannot be read (see {folder / 'skipped.csv'}), "
+        f"above --max-bad-fraction {most:g}"
+    )
+
+
+def write_files(job, rows, score_files):
+    """selection.csv, skipped.csv and, where the scores were kept, scores.npz.
+
+    rows: position, label, score and rank, (M,) each, as attributes
+    """
+    folder, pool = job.stage.folder, job.pool
+    names = list(map(pool.name_of, rows.position))
+    path = folder / "selection.csv"
+    selection.write_selection(path, names, rows.label, rows.score, rows.rank)
+    write_skipped(job)
+    if score_files:
+        selection.write_scores(folder / "scores.npz", pool.names_of, pool.scorable, score_files)
+
+
+def write_skipped(job):
+    pairs = ((job.pool.name_of(position), reason) for position, reason in job.pool.skipped())
+    selection.write_skipped(job.stage.folder / "skipped.csv", chain(pairs, job.pool.unused()))

@@ -52,14 +52,10 @@ def test_every_claim_can_be_run_judged_and_drawn(name):
     least = {"cifar10": 7, "cifar100-cpu": 1}.get(name, 10)
     assert len({claim.name for claim in found}) == len(found) >= least
     for claim in found:
-        known = {arm.name for arm in claim.arms}
-        tested = {arm for test in claim.tests for side in test.sides() for arm in side}
-        drawn = {arm for points in claim.plot.ours.values() for _, arm in points}
-        drawn = {one for arm in drawn for one in (arm if isinstance(arm, tuple) else (arm,))}
-        assert tested and tested <= known and drawn <= known, claim.name
-        assert claim.plot.zero in {"", *known} and claim.beside in {"", *(c.name for c in found)}
+        assert claim.words and claim.paper and claim.tests and claim.rows
+        assert claim.beside in {"", *(other.name for other in found)}
         assert claim.bears.startswith(("yes: ", "only in kind: ", "no: ")), claim.name
-        assert all(";" not in arm for arm in known)
+        assert all(";" not in arm.name for arm in claim.arms)
         assert claim.seeds >= 3 or claim.name == "card"  # one chain, which is no verdict
         assert all(test.smallest > 0 for test in claim.tests)
     assert sum(claim.primary for claim in found) == 1
@@ -77,12 +73,47 @@ def test_the_headline_has_six_seeds_and_a_rival_with_more_settings_than_we_have(
     headline = claims.claims("lab")[0]
     (test,) = headline.tests
     assert headline.name == "pipeline" and headline.seeds == 6
-    assert len(test.rival) > len(test.ours) > 1
+    candidates, rivals = test.sides
+    assert len(rivals) > len(candidates) > 1
     arms = planner("lab")
-    ours = {arms.compute(arm) for arm in test.ours}
+    ours = {arms.compute(arm) for arm in candidates}
     assert len(ours) == 1  # whichever is chosen, the rival's compute is its
-    assert all(arms.compute(arm) <= 1.1 * max(ours) for arm in test.rival)
-    assert sum(arms.compute(arm) >= max(ours) for arm in test.rival) >= 3
+    assert all(arms.compute(arm) <= 1.1 * max(ours) for arm in rivals)
+    assert sum(arms.compute(arm) >= max(ours) for arm in rivals) >= 3
+
+
+def test_what_a_claim_names_is_listed_once_and_what_it_says_is_its_docstring():
+    claim = {claim.name: claim for claim in claims.claims("study")}["fine-tuning"]
+    assert claim.words == "A student needs fine-tuning on true labels."
+    assert claim.paper.startswith("Table 2: +2.7") and claim.paper.endswith("supervised one")
+    assert [arm.name for arm in claim.arms] == ["pipeline", "pipeline before fine-tuning"]
+    assert claim.tests[0].sides == (("pipeline",), ("pipeline before fine-tuning",))
+
+
+def test_the_digest_is_of_arms_tests_and_seeds_in_whatever_order():
+    claim = claims.claims("study")[0]
+    assert replace(claim, words="Other words.", more=(), bears="").digest == claim.digest
+    assert replace(claim, rows=dict(reversed(claim.rows.items()))).digest == claim.digest
+    assert replace(claim, seeds=7).digest != claim.digest
+    assert replace(claim, tests=claims.claims("study")[1].tests).digest != claim.digest
+    longer = claims.PIPELINE.but("longer", student={"epochs": Images(2)})
+    assert replace(claim, rows=claim.rows | {"longer": longer}).digest != claim.digest
+
+
+def test_every_figure_of_the_paper_stands_beside_a_row_of_ours():
+    with open(ROOT / "paper.csv", encoding="utf-8", newline="") as file:
+        reported = {(line["claim"], line["row"]) for line in csv.DictReader(file)}
+    presets = reversed(NAMES)  # the demo, which has fewer rows, first
+    found = {claim.name: claim for name in presets for claim in claims.claims(name)}
+    assert reported == {(name, row) for name in found for row in found[name].reported}
+    assert all(found[name].reported.keys() <= found[name].rows.keys() for name in found)
+    assert found["fine-tuning"].reported == {"fine-tuned": pytest.approx(3.2)}
+
+
+def test_an_arm_but_for_some_changes_keeps_the_others():
+    arm = Arm("a", {"epochs": 2}, student={"k": 1}).but("b", student={"p": 2}, further={}, ends="x")
+    assert (arm.name, arm.teacher, arm.student) == ("a, b", {"epochs": 2}, {"k": 1, "p": 2})
+    assert (arm.further, arm.ends) == ({}, "x")
 
 
 def test_digits_are_toys_and_have_no_claim_about_all_labels():
@@ -499,19 +530,16 @@ DRIVER = """
 import pathlib, sys
 sys.path.insert(0, {root!r})
 import study
-from claims import BEFORE, PIPELINE, Claim, Plot, labels_alone
+from claims import PIPELINE, Claim, before, labels_alone
 from presets import PRESETS, replace
 from trials.statistics import Difference
 
 def two(name):
-    alone, faster = labels_alone("pipeline", 0.5), labels_alone("pipeline", 0.25)
-    plot = Plot({{}}, {{"ours": (("x", "pipeline"),)}})
-    return (
-        Claim("fine-tuning", "It helps.", "+3", (PIPELINE, BEFORE),
-              (Difference(0.5, ("pipeline",), (BEFORE.name,)),), plot, 4, "demo", "toy"),
-        Claim("pipeline", "It is better.", "+2", (PIPELINE, alone, faster),
-              (Difference(0.5, ("pipeline",), (alone.name, faster.name)),), plot, 4, "demo", "toy"),
-    )
+    rivals = [labels_alone(PIPELINE, 0.5), labels_alone(PIPELINE, 0.25)]
+    tests = {{"fine-tuning": Difference(0.5, PIPELINE, before(PIPELINE)),
+             "pipeline": Difference(0.5, PIPELINE, rivals)}}
+    return [Claim({{"x": PIPELINE}}, [test], seeds=4, name=name, words="It helps.", toy="toy")
+            for name, test in tests.items()]
 
 def tiny(name):
     demo = PRESETS["demo"]

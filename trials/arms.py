@@ -54,6 +54,13 @@ class Arm:
     transferred: dict | None = None  # unless this one follows
     members: int = 1  # teachers that differ in their start; step 2 takes the mean of their softmax
 
+    def but(self, words, **changes):
+        """Another arm, "<name>, <words>": the changes of each step come on top of this one's."""
+        for step, new in changes.items():
+            if isinstance(new, dict):
+                changes[step] = (getattr(self, step) or {}) | new
+        return replace(self, name=f"{self.name}, {words}", **changes)
+
     def steps(self):
         """The names of its steps, in order."""
         for step in STEPS:
@@ -173,10 +180,7 @@ class Planner:
             left = epochs.factor * self.compute(epochs.arm) - spent
             passes = -(-left // (cost * rows))
         else:
-            other = epochs.step or step
-            usual = getattr(self.base, STEPS[other])
-            images = usual.epochs * usual.passes * Sizes.of(self.base).rows(other)
-            passes = round(epochs.factor * images / rows)
+            passes = round(epochs.factor * preset_images(self.base, epochs.step or step) / rows)
         return _of_length(recipe, max(1, int(passes)))
 
     def _training_flags(self, arm, step, recipe, sizes):
@@ -206,6 +210,12 @@ class Planner:
         flags |= {name: changes.get(name) for name in ("strategy", "keep_duplicates")}
         flags |= {"pool_size": sizes.pool if "pool_size" in changes else None}
         return _flags(flags)
+
+
+def preset_images(base, step):
+    """Images that a step of a presets.Preset processes."""
+    recipe = getattr(base, STEPS[step])
+    return recipe.epochs * recipe.passes * Sizes.of(base).rows(step)
 
 
 def _cost_an_image(recipe, input_size, classes):

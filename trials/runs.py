@@ -7,10 +7,11 @@ never run again, and one that was killed goes on where it was.
 
 import hashlib
 import json
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+
+from stages.folder import read_records
 
 # step -> its script, the flag that names its parent, the folder that it writes
 PROGRAMS = {
@@ -82,9 +83,12 @@ class Run:
         return self.run_dir(runs) / PROGRAMS[self.step][2]
 
     def result(self, runs):
-        """Content of its result.json, None while it is not done."""
-        with suppress(FileNotFoundError, json.JSONDecodeError):
-            return json.loads((self.folder(runs) / "result.json").read_text(encoding="utf-8"))
+        """Content of its result.json, None while it is not done.
+
+        Raises ValueError where it or config.json is not as its step wrote it.
+        """
+        done = (self.folder(runs) / "result.json").exists()
+        return read_records(self.folder(runs))[1] if done else None
 
     def words(self, run_dir, parents=()):
         """Its command line after `python`.

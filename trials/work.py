@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stages.lock import fcntl, take_lock
+from stages.folder import fcntl, take_lock
 
 POLL_SECONDS = 0.1
 
