@@ -386,7 +386,10 @@ result = {"seconds": 1.0, "val_top1": number % 97, "test_top1": number % 89,
           "images_processed": 100}
 if stage == "samples":
     result = {"seconds": 1.0, "pool_size": 100, "selected": 50, "pseudo_label_accuracy": 90.0}
-(folder / "config.json").write_text(json.dumps({"versions": {"project": "abc"}}))
+config = {"stage": stage, "precision": "float32", "device_name": "a CPU",
+          "versions": {"project": "abc", "torch": "2.14"}}
+result |= {"stage": stage, "dataset": "digits", "model": "resnet8", "seed": 0}
+(folder / "config.json").write_text(json.dumps(config))
 (folder / "partial").write_text(json.dumps(result))
 (folder / "partial").rename(folder / "result.json")
 """
