@@ -24,8 +24,9 @@ from .sizes import ALL, Compute, Images, Sizes, Times, multiply_adds, tagged_ima
 
 # The steps in their order, with the part of a preset that holds their training.  "tags" is a step 1
 # on the folder names of a pool, whose weights the teacher starts from, with the recipe of step 3;
-# "further" is a step 1 that starts from the teacher's weights; "again" is a second round, whose teacher is the
-# fine-tuned student; "transferred" a step 1 on another labelled set that starts from an arm's end.
+# "further" is a step 1 that starts from the teacher's weights; "again" is a second round, whose
+# teacher is the fine-tuned student; "transferred" a step 1 on another labelled set that starts from
+# an arm's end.
 STEPS = {"tags": "student", "teacher": "teacher", "further": "finetune", "samples": None}
 STEPS |= {"student": "student", "finetuned": "finetune"}
 STEPS |= {"samples again": None, "student again": "student", "finetuned again": "finetune"}
@@ -40,7 +41,8 @@ _OWN |= dict.fromkeys(("further", "transferred"), ("teacher",))  # whose values 
 class Arm:
     """What an arm changes, step by step: fields of presets.Training, and of a samples step
     `p`, `k`, `strategy`, `unlabeled`, `pool_size`, `keep_duplicates`, of a teacher
-    `labels_per_class`, `input_size`, `weights` and `linear`, of tags `dataset`, of a student `input_size`, `soft_labels` and `joint`, of a transfer `dataset`, `labels_per_class`,
+    `labels_per_class`, `input_size`, `weights` and `linear`, of tags `dataset`, of a student
+    `input_size`, `soft_labels` and `joint`, of a transfer `dataset`, `labels_per_class`,
     `val_per_class` and `linear`.
     """
 
