@@ -16,18 +16,38 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-PATIENCE = datetime.timedelta(days=2)  # of the first process for the last, in step 2
+JOINING = datetime.timedelta(minutes=10)  # until all processes are there
+PATIENCE = datetime.timedelta(days=2)  # how long step 2 waits for its slowest process
 
 
 def start():
-    """Join the processes that torchrun started with this one, if it did, until they end."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    """Join the processes that torchrun started with this one, if it did, until they end.
+
+    Raises ValueError where the environment is not as torchrun makes it, or not all come in time.
+    """
+    told = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE")}
+    if not any(told.values()) or dist.is_initialized():
+        return
+    if not all(text and text.isdecimal() for text in told.values()):
+        words = ", ".join(f"{name} is {text or 'not set'}" for name, text in told.items())
+        raise ValueError(f"{words}: torchrun sets both to numbers; start with it, or unset them")
+    if told["WORLD_SIZE"] == "1":
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     # torchrun --max-restarts keeps its store: new processes would find the addresses of dead ones.
-    store, number, count = next(dist.rendezvous("env://", timeout=PATIENCE))
-    store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=PATIENCE)
+    try:
+        store, number, count = next(dist.rendezvous("env://", timeout=JOINING))
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store.set(f"here {number}", "")
+        store.wait([f"here {other}" for other in range(count)], JOINING)
+        dist.init_process_group(
+            backend, store=store, rank=number, world_size=count, timeout=PATIENCE
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"process {told['RANK']} of {told['WORLD_SIZE']} has not found all others within "
+            f"{JOINING}: start all of them with torchrun ({str(error).partition(chr(10))[0]})"
+        ) from error
     atexit.register(dist.destroy_process_group)
     if not is_first():  # one process speaks: the others would say the same
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives

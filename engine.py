@@ -111,7 +111,7 @@ class TrainState:
     def load_state_dict(self, state):
         """Stand where another TrainState of the same model, recipe and seed stood."""
         for name in _COUNTERS:
-            setattr(self, name, state[name])
+            setattr(self, name, type(getattr(self, name))(state[name]))  # a ValueError for a text
         self.sums.copy_(state["sums"]).mul_(distributed.is_first())  # the sum over the processes
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

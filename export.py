@@ -19,7 +19,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from stages import flags, signals
+from stages import flags
+from stages.program import begin
 
 FORMATS = ("pth", "safetensors", "onnx")  # also the suffixes of the files
 HUB_FOLDER = ("config.json", "model.safetensors", "README.md")
@@ -43,8 +44,7 @@ def parse(argv):
 
 
 if __name__ == "__main__":
-    signals.from_the_start()
-    parse(None)  # --help and wrong flags, before torch is imported
+    begin(parse, goes_on=False)
 
 from files import sha256_of_file, write_json, write_text
 from models import formats
@@ -54,10 +54,9 @@ from models.weights import rebuild
 from report.model_card import TITLES, hub_head, model_card
 from report.tables import print_table
 from stages import checkpoint
-from stages.finished import read_stage
-from stages.folder import state_of
+from stages.folder import read_record, state_of
+from stages.lifetime import read_stage
 from stages.program import program, working
-from stages.records import read_record
 
 
 @program

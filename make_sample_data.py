@@ -10,81 +10,76 @@ Writes   RUN/samples: config.json, selection.csv, scores.npz, skipped.csv, Tenso
          and, last, result.json
 """
 
-from itertools import chain
-
 from stages import flags
+from stages.program import begin
 
-SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
+TEXTS = {
+    "teacher": "model.pt or its stage (default RUN/teacher), that of step 4 for a second round; "
+    "several vote with the mean of their softmax",
+    "unlabeled": "the pool: heldout, cifar10, tiny-imagenet, stl10, patches, a folder, or tar "
+    f"shards, several at once {flags.usual('unlabeled')}",
+    "p": "the paper's P: best classes that an image may stand for; more where classes are short of "
+    f"it {flags.usual('p')}",
+    "k": "the paper's K: best images that a class keeps; more are more varied, more often wrong "
+    f"{flags.usual('k')}",
+    "engine": "score tar shards, local or on s3://, gs://, hf://, on Ray Data, without a cache "
+    "(docs/scaling.md)",
+    "scores": "rank these scores in place of the teacher's: Parquet files of image, label, score; "
+    "--unlabeled names the tar shards",
+    "export": "also write the selection as class folders",
+    "pool-size": "draw N images from the pool: how good is a smaller one? (default all)",
+    "min-score": "least score of a candidate, for pools with images of no class (default 0)",
+    "strategy": "ranked: the paper's; the others are its rivals, see ranking.candidates (default "
+    "ranked)",
+    "max-bad-fraction": "unreadable share of the pool that stops the run (default 0.01)",
+    "keep-duplicates": "keep images that a labelled set holds too",
+    "save-scores": "write scores.npz for a pool of any size",
+    "load-pretrained": flags.HIDDEN,  # what happens anyway
+}
 
 
 def parse(argv):
     parser = flags.stage_parser(__doc__)
     share = flags.number(float, 0, 1)
-    add = parser.add_argument_group("step 2").add_argument
-    add("--teacher", type=flags.path, nargs="+", metavar="PATH", help="model.pt or its stage "
-        "(default RUN/teacher), that of step 4 for a second round; several vote with the mean of "
-        "their softmax")  # fmt: skip
-    add("--unlabeled", nargs="+", metavar="SPEC", help="the pool: heldout, cifar10, "
-        "tiny-imagenet, stl10, patches, a folder, or tar shards, several at once "
-        f"{flags.usual('unlabeled')}")  # fmt: skip
-    add("--pool-size", type=flags.number(int, 1), metavar="N",
-        help="draw N images from the pool: how good is a smaller one? (default all)")  # fmt: skip
-    add("--p", type=flags.number(int, 1), help="the paper's P: best classes that an "
-        f"image may stand for; more where classes are short of it {flags.usual('p')}")  # fmt: skip
-    add("--k", type=flags.number(int, 1), help="the paper's K: best images that "
-        f"a class keeps; more are more varied, more often wrong {flags.usual('k')}")  # fmt: skip
-    add("--min-score", type=share, default=0.0, help="least score of a candidate, "
-        "for pools with images of no class (default 0)")  # fmt: skip
-    add("--strategy", choices=flags.STRATEGIES, default="ranked", help="ranked: the "
-        "paper's; the others are its rivals, see ranking.candidates (default ranked)")  # fmt: skip
-    add("--max-bad-fraction", type=share, default=0.01, metavar="X",
-        help="unreadable share of the pool that stops the run (default 0.01)")  # fmt: skip
-    add("--keep-duplicates", action=flags.Boolean, help="keep images that a labelled set holds too")
-    add("--save-scores", action=flags.Boolean, help="write scores.npz for a pool of any size")
-    add(
-        "--export", type=flags.path, metavar="DIR", help="also write the selection as class folders"
-    )
-    add("--load-pretrained", action=flags.Boolean, default=True,
-        help="score with the teacher; always")  # fmt: skip
+    add = parser.group("step 2", TEXTS)
+    add("teacher", type=flags.path, nargs="+", metavar="PATH")
+    add("unlabeled", type=flags.place, nargs="+", metavar="SPEC")
+    add("p", type=flags.number(int, 1))
+    add("k", type=flags.number(int, 1))
+    add("engine", choices=("ray",))
+    add("scores", metavar="PATH")
+    add("export", type=flags.path, metavar="DIR")
+    add("pool-size", rare=True, type=flags.number(int, 1), metavar="N")
+    add("min-score", rare=True, type=share, default=0.0)
+    add("strategy", rare=True, choices=flags.STRATEGIES, default="ranked")
+    add("max-bad-fraction", rare=True, type=share, default=0.01, metavar="X")
+    add("keep-duplicates", rare=True, action=flags.Boolean)
+    add("save-scores", rare=True, action=flags.Boolean)
+    add("load-pretrained", action=flags.Boolean, default=True)
     args = parser.parse_args(argv)
     if not args.load_pretrained:
         parser.error("argument --load-pretrained: False is not possible: step 2 needs a teacher")
     return args
 
 
-def stage_name(args):
-    return "samples"
-
-
 if __name__ == "__main__":
-    flags.answer_early(parse, stage_name)
+    begin(parse)
 
 import numpy as np
 import torch
 
 import distributed
 from data import selection
-from data.duplicates import LeakGuard
 from data.labelled import called
-from data.pool import draw, open_pool, reopen_pool
-from data.sources import absolute
-from presets import PRESETS
 from report import diagnostics, tables
 from report.board import Board
 from report.diagnostics import SelectedRows
-from stages import checkpoint, scoring
-from stages.config import config_of
-from stages.dataset import cache_of, load_dataset
-from stages.device import set_up_device, settle_compute
-from stages.finished import read_stage
-from stages.folder import clear
+from stages import scoring
+from stages.device import set_up_device
 from stages.inherit import inherit
-from stages.lifetime import open_stage, running
-from stages.program import Failure, program
-from stages.records import check_file
-from stages.signals import saving_first
-from stages.whole_run import chain_settings
-from topk import MAX_POSITION
+from stages.lifetime import chain_settings, open_stage, read_stage, running
+from stages.prepare import load_dataset, prepare_scoring, reopen
+from stages.program import Failure, program, saving_first, tell
 
 
 @program
@@ -92,8 +87,7 @@ def main(argv=None):
     args = parse(argv)
     distributed.start()
     device = set_up_device(args.device, args.deterministic)
-    folder = flags.run_dir(args) / stage_name(args)
-    with open_stage(folder, args.resume, args.overwrite) as stage:
+    with open_stage(flags.run_dir(args) / "samples", args.resume, args.overwrite) as stage:
         if stage:
             select(args, stage, device)
         elif args.export and not args.export.exists():
@@ -104,16 +98,25 @@ def select(args, stage, device):
     """Score, rank, write, show."""
     if args.export:
         selection.check_export(args.export)
-    job = prepare(args, stage, device)
-    walk = scoring.Walk(job)
+    job = prepare_scoring(vars(args), stage, device)
+    scoring.check_readable(job)
+    engine = scoring
+    if job.config["engine"]:
+        from stages import ray_engine as engine
+    elif job.guard:
+        tell("looking for copies of labelled images")
+        job.pool.find_duplicates(job.guard)
+    walk = engine.Walk(job)
     with running(stage, job.config, Board) as log:
         with saving_first():
-            scored = scoring.run(walk)
+            scored = engine.run(walk)
         if log is None:
             return  # the first process goes on, with what all have scored
+        tell("writing and drawing")
         rows = selected_rows(job.pool, scored.selector)
-        write_files(job, rows, scored.scores)
-        result = result_of(job, rows, scored)
+        stage.check_ours()
+        scoring.write_files(job, rows, scored.scores)
+        result = result_of(job, rows, scored) | scored.facts
         show(job, log.board, rows, scored.selector.histogram.cpu())
         if args.export:
             classes = job.teacher.classes
@@ -125,94 +128,6 @@ def select(args, stage, device):
     tables.print_table("step 2: the pool is ranked", summary)
 
 
-def prepare(args, stage, device):
-    """Settle everything that scoring needs; nothing is written."""
-    stage.check_parent()
-    first, *more = find_teachers(args, stage.folder)
-    teacher_config, path, parent = first
-    teacher = checkpoint.load_models([path, *(other for _, other, _ in more)], device)
-    settings = inherit(flags.shared(args), teacher_config)
-    for flag, given, own in (
-        ("--model", args.model, teacher.name),
-        ("--input-size", args.input_size, teacher.input_size),
-    ):
-        if given not in (None, own):
-            raise ValueError(f"{flag} {given} contradicts {path}, which has {own}; leave it out")
-    settings["input_size"] = teacher.input_size
-    preset = PRESETS[settings["preset"]]
-    p, k = args.p or preset.p, args.k or preset.k
-    if p > len(teacher.classes):
-        raise ValueError(f"--p {p} is above the number of classes, {len(teacher.classes)}")
-
-    chunk, size = args.batch_size or flags.CHUNK, teacher.input_size
-    compute = settle_compute(
-        device, flags.compute(args), stage.saved, teacher.model, size, chunk
-    )  # fmt: skip
-    data_dir = settings["data_dir"]
-    labelled, split = load_dataset(settings, teacher_config, teacher.classes)
-    specs = [absolute(spec) for spec in args.unlabeled or preset.unlabeled]
-    cache_dir = cache_of(settings)
-    pool = open_pool(specs, data_dir, settings["input_size"], labelled, split, cache_dir)
-    if args.pool_size:
-        pool = draw(pool, args.pool_size, settings["seed"])
-    if len(pool) > MAX_POSITION:
-        raise ValueError(f"{len(pool)} images are more than one ranking holds; split the pool")
-    if args.strategy == "tags":
-        pool.check_tags(teacher.classes)
-    config = config_of(
-        stage.name, settings, labelled, (teacher.mean, teacher.std), compute, parent,
-        unlabeled=specs,
-        pools={source.name: {"spec": source.spec, **source.inputs} for source in pool.sources},
-        pool_size=args.pool_size,
-        p=p,
-        k=k,
-        min_score=args.min_score,
-        strategy=args.strategy,
-        batch_size=chunk,
-        keep_duplicates=args.keep_duplicates,
-        max_bad_fraction=args.max_bad_fraction,
-        save_scores=args.save_scores or len(pool) <= SCORES_UP_TO,
-        more_parents=[entry for _, _, entry in more],
-    )  # fmt: skip
-    stage.check_unchanged(config)
-    job = scoring.ScoringJob(stage, config, compute, teacher, pool)
-    check_readable(job)
-    if not args.keep_duplicates:
-        pool.find_duplicates(LeakGuard(labelled, split))
-    return job
-
-
-def find_teachers(args, folder):
-    """[(the config of its stage, None for a lone model.pt; the model.pt; its parent entry)]"""
-    return [find_teacher(path, folder) for path in args.teacher or [folder.parent / "teacher"]]
-
-
-def find_teacher(path, folder):
-    if path.is_file() and not (path.parent / "config.json").exists():
-        entry = {"stage": "teacher", "path": str(path.resolve())}
-        return None, path, entry | {"sha256": check_file(path)}
-    stage = read_stage(path, "teacher", "finetuned")
-    return stage.config, stage.product, stage.as_parent(folder)
-
-
-def check_readable(job):
-    """Raises Failure, the list written, when too much of the pool cannot be read."""
-    most, bad = job.config["max_bad_fraction"], len(job.pool.unreadable)
-    if bad <= most * len(job.pool):
-        return
-    folder = job.stage.folder
-    if distributed.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        if job.stage.saved is None:
-            clear(folder)  # --overwrite: the list would not be the old selection's
-        write_skipped(job)
-    distributed.wait()
-    raise Failure(
-        f"{bad} of {len(job.pool)} pool images cannot be read (see {folder / 'skipped.csv'}), "
-        f"above --max-bad-fraction {most:g}"
-    )
-
-
 def selected_rows(pool, selector):
     """The selection with the true classes, where they are known.  Raises Failure for none."""
     position, label, score, rank = (column.numpy() for column in selector.rows())
@@ -222,22 +137,6 @@ def selected_rows(pool, selector):
             "--unlabeled"
         )
     return SelectedRows(position, label, score, rank, pool.truth_of(position))
-
-
-def write_files(job, rows, score_files):
-    """selection.csv, skipped.csv and, where the scores were kept, scores.npz."""
-    folder, pool = job.stage.folder, job.pool
-    names = list(map(pool.name_of, rows.position))
-    path = folder / "selection.csv"
-    selection.write_selection(path, names, rows.label, rows.score, rows.rank)
-    write_skipped(job)
-    if score_files:
-        selection.write_scores(folder / "scores.npz", pool.names_of, pool.scorable, score_files)
-
-
-def write_skipped(job):
-    pairs = ((job.pool.name_of(position), reason) for position, reason in job.pool.skipped())
-    selection.write_skipped(job.stage.folder / "skipped.csv", chain(pairs, job.pool.unused()))
 
 
 def result_of(job, rows, scored):
@@ -288,16 +187,11 @@ def export(pool, classes, folder, position, label, rank):
 
 def export_finished(args):
     """Write the selection of a finished stage as class folders."""
-    stage = read_stage(flags.run_dir(args) / stage_name(args), "samples")
-    settings = inherit(flags.shared(args), stage.config)
+    stage = read_stage(flags.run_dir(args) / "samples", "samples")
+    settings = inherit(vars(args), stage.config)
     labelled, split = load_dataset(settings, stage.config)
-    specs = args.unlabeled and [absolute(spec) for spec in args.unlabeled]
-    data_dir, cache_dir = settings["data_dir"], cache_of(settings)
-    pool = reopen_pool(stage.config, data_dir, labelled, split, cache_dir, specs)
-    names, label, _, rank = selection.read_selection(stage.product, len(labelled.classes))
-    positions = pool.positions(names)
-    pool.check_pixels(positions, stage.result.get("selected_pixels"))
-    export(pool, labelled.classes, args.export, positions, label, rank)
+    pool, position, _, label, rank = reopen(stage, labelled, split, settings, args.unlabeled)
+    export(pool, labelled.classes, args.export, position, label, rank)
     print(f"its selection is exported to {args.export}")
 
 

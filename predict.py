@@ -22,7 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from stages import flags, signals
+from stages import flags
+from stages.program import begin
 
 CHECKPOINT = Path("runs/cifar100/finetuned")
 BOARD = Path("runs/predictions")
@@ -49,8 +50,7 @@ def parse(argv):
 
 
 if __name__ == "__main__":
-    signals.from_the_start()
-    parse(None)  # --help and wrong flags, before torch is imported
+    begin(parse, goes_on=False)
 
 import numpy as np
 import torch

@@ -202,7 +202,7 @@ class Selector:
 
     def load_state_dict(self, state):
         """Go on from the state of a selector with the same settings."""
-        self.position, self.scored = state["position"], state["scored"]
+        self.position, self.scored = int(state["position"]), int(state["scored"])
         self.histogram = state["histogram"].to(self.histogram.device, copy=True)
         for name, table in state["tables"].items():
             self.tables[name].load_state_dict(table)

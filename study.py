@@ -13,12 +13,12 @@ Reads    claims.py; the data sets
 Writes   RUNS_DIR/<identity>/<stage>; in RESULTS: runs.csv, verdicts.md, figures/*.svg
 """
 
-import json
 import shlex
 import sys
 from pathlib import Path
 
 from stages import flags
+from stages.program import begin
 
 
 def parse(argv):
@@ -27,8 +27,12 @@ def parse(argv):
     add("--preset", default="study", help="settings that the arms change (default study)")
     add("--claims", nargs="+", metavar="NAME", help="some of the claims (default all)")
     add("--seeds", type=count, metavar="N", help="seeds of every claim (default: those registered)")
-    add("--jobs", type=count, metavar="N", help="runs at a time (default: one a core; 1 on a GPU)")
+    add(
+        "--jobs", type=count, metavar="N", help="runs at a time (default: one a core, or one a GPU)"
+    )
     add("--cluster", choices=("slurm",), help="run there, JOBS at a time; needs submitit")
+    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="options of sbatch, such as "
+        "partition=gpu gpus=1 account=lab time=240")  # fmt: skip
     minutes = flags.number(float, 0, exclusive=True)
     add("--budget-minutes", type=minutes, metavar="M", help="stop then, everything saved")
     add("--dry-run", action="store_true", help="print what there is to do, and stop")
@@ -39,6 +43,9 @@ def parse(argv):
     add("--results", type=Path, metavar="DIR", help="default results; of another preset "
         "than study results/<preset>, of the demo RUNS_DIR")  # fmt: skip
     args = parser.parse_args(argv)
+    for word in args.slurm:
+        if not all(word.partition("=")) or not args.cluster:
+            parser.error(f"argument --slurm {word}: give KEY=VALUE, and --cluster slurm")
     args.runs_dir = args.runs_dir or Path("runs/study") / args.preset
     usual = {"study": Path("results"), "demo": args.runs_dir}
     args.results = args.results or usual.get(args.preset, Path("results") / args.preset)
@@ -46,10 +53,11 @@ def parse(argv):
 
 
 if __name__ == "__main__":
-    parse(None)  # --help and wrong flags, before torch is imported
+    begin(parse)  # --help and wrong flags, before torch is imported
 
 from claims import TUNING, base, claims
 from stages.device import faster_precision, set_up_device
+from stages.folder import read_records
 from trials.arms import Planner
 from trials.cluster import ClusterPlace
 from trials.page import print_verdicts, write_page
@@ -77,7 +85,8 @@ def main(argv=None):
             rows = read_rows(study.csv)
             # The page has all claims, since p values are corrected over the whole preset.
             judged = write_page(args.results, args.preset, claims(args.preset), rows, TUNING)
-            print_verdicts([one for one in judged if one.claim in study.claims])
+            asked = {claim.name for claim in study.claims}
+            print_verdicts([one for one in judged if one.claim.name in asked])
     except (ValueError, OSError) as error:
         print(f"study.py: {error}", file=sys.stderr)
         code = 2
@@ -114,7 +123,7 @@ class Study:
         """
         seeds, table = self.args.seeds or claim.seeds, Table(accuracies(rows, self.args.preset))
         tuning, short = range(min(TUNING, seeds)), set()
-        for side in (side for test in claim.tests for side in test.sides() if len(side) > 1):
+        for side in (side for test in claim.tests for side in test.sides if len(side) > 1):
             short |= set(side) - {table.best(side, tuning)}
         for seed in range(seeds):
             for arm in claim.arms:
@@ -163,9 +172,10 @@ class Study:
         return rows
 
     def _row(self, run):
-        if run.identity not in self.done and (result := run.result(self.args.runs_dir)):
-            config = (run.folder(self.args.runs_dir) / "config.json").read_text(encoding="utf-8")
-            self.done[run.identity] = row_of(run, result, json.loads(config))
+        folder = run.folder(self.args.runs_dir)
+        if run.identity not in self.done and (folder / "result.json").exists():
+            config, result = read_records(folder)
+            self.done[run.identity] = row_of(run, result, config)
         return self.done.get(run.identity)
 
     def print_plan(self):
@@ -196,7 +206,11 @@ class Study:
             raise ValueError(f"--commands {arm}: choose from {known}")
         for run in self.planner.run(arm, 0).chain():
             where, parents = "runs/again", ()
-            if run.step in ("further", "transferred"):  # a step 1, too
+            if run.step == "tags":
+                where = "runs/again/tags"
+            elif run.step == "teacher" and run.parent:
+                parents = ["runs/again/tags/teacher"]
+            elif run.step in ("further", "transferred"):  # a step 1, too
                 where = f"runs/again/{run.step}"
                 parents = [f"runs/again/{run.parent.step}"]
             elif run.step.endswith("again"):
@@ -216,7 +230,8 @@ class Study:
     def run(self):
         """Run all that is missing; -> exit code."""
         where = ROOT, self.args.runs_dir, self.args.data_dir, *cores(self.args.jobs)
-        place = ClusterPlace(*where) if self.args.cluster else Place(*where)
+        options = dict(word.split("=", 1) for word in self.args.slurm)
+        place = ClusterPlace(*where, options) if self.args.cluster else Place(*where)
         failed = {}
         with Stop(self.args.budget_minutes) as stop:
             while not (stop() or failed):

@@ -39,8 +39,8 @@ import make_sample_data
 import predict
 import student_train
 from files import write_json
-from stages import flags, scoring, signals, training
-from stages.config import versions
+from stages import flags, program, scoring, training
+from stages.prepare import versions
 
 SMALL = ["--preset", "demo", "--input-size", "8"]
 SHORT = ["--epochs", "3", "--passes", "1"]
@@ -195,10 +195,10 @@ def prepare(base):
         if stage == "samples":
             shutil.copytree(base / "run" / "teacher", half / "run" / "teacher")
         asked = iter([None] * 3 + [15] * 9)
-        before, signals.interruption = signals.interruption, lambda asked=asked: next(asked)
+        before, program.interruption = program.interruption, lambda asked=asked: next(asked)
         code, _, error = step(stage, half)
         assert code == 143, (stage, code, error)
-        signals.interruption = before
+        program.interruption = before
     assert call(export.main, base / "run/finetuned", base / "out")[0] == 0
     shutil.copyfile(base / "run/finetuned/model.pt", base / "lone.pt")
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -27,7 +27,7 @@ import torch
 
 from benchmarks import gpu_table
 from files import write_json
-from stages.config import versions
+from stages.prepare import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 540  # of a call; a training that is stopped then still saves its state

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.timing import machine
 from files import write_json
-from stages.config import versions
+from stages.prepare import versions
 
 SECONDS = 560  # in all
 _NETWORKS = (("resnet50", 128, 512), ("resnet50-cifar", 32, 512))

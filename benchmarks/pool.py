@@ -42,9 +42,9 @@ from files import write_json
 from models.networks import MODELS, build_model
 from ranking import Selector
 from stages import checkpoint, flags, scoring
-from stages.config import versions
 from stages.device import set_up_device, settle_compute
 from stages.lifetime import OpenStage
+from stages.prepare import versions
 
 P, K, CLASSES = 10, 1000, 100
 MEAN, STD = [0.5] * 3, [0.25] * 3

@@ -117,8 +117,7 @@ class Bench:
         sums = np.zeros((count, 16), np.uint8)
         return LabelledImages(self.images(count), labels, np.arange(count).astype(str), sums, sums)
 
-    def compute(self, recipe):
-        network = build_model(recipe.model, self.sizes.classes)
+    def compute(self, recipe, network):
         auto = {"precision": "auto", "threads": None}
         size = self.preset.input_size
         return settle_compute(self.device, auto, None, network, size, recipe.batch_size)
@@ -135,10 +134,19 @@ class Bench:
             "normalisation": {"mean": MEAN, "std": STD}, "training": vars(recipe),
             "compile": self.device.type == "cuda",
         }  # fmt: skip
+        network = build_model(recipe.model, self.sizes.classes)
         job = training.TrainingJob(
-            OpenStage(self.folder / name), config, self.compute(recipe), recipe, dataset,
-            self.labelled(self.sizes.val), labelled.images, labelled.labels,
-        )  # fmt: skip
+            stage=OpenStage(self.folder / name),
+            config=config,
+            compute=self.compute(recipe, network),
+            recipe=recipe,
+            seed=0,
+            network=network,
+            labelled=dataset,
+            val=self.labelled(self.sizes.val),
+            images=labelled.images,
+            labels=labelled.labels,
+        )
         boards = []
 
         def open_board(folder):
@@ -171,7 +179,7 @@ class Bench:
         stage = OpenStage(self.folder / "samples")
         stage.folder.mkdir()
         pool = NoisePool(self.images(self.sizes.pool))
-        job = scoring.ScoringJob(stage, config, self.compute(recipe), teacher, pool)
+        job = scoring.ScoringJob(stage, config, self.compute(recipe, network), teacher, pool)
         return {"images": len(pool), "seconds": scoring.run(scoring.Walk(job)).seconds}
 
 

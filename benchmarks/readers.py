@@ -29,7 +29,7 @@ from data import selection
 from files import write_json
 from models.weights import load, rebuild
 from stages import flags
-from stages.records import read_record
+from stages.folder import read_record
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),

@@ -41,7 +41,7 @@ import student_train
 from benchmarks.faults import call, contents
 from files import write_json
 from stages import flags
-from stages.config import versions
+from stages.prepare import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("line", "end", "load", "lines", "code", "same")
@@ -61,9 +61,9 @@ PHASES = {  # phase -> the steps it is tried in, the function that begins it
     "decoding": ("teacher samples", "/data/workers.py:decode_all"),
     "leak guard": ("samples", "/data/duplicates.py:find"),
     "training": ("teacher", "/engine.py:learning_rate"),
-    "evaluation": ("student", "/stages/evaluation.py:evaluate"),
+    "evaluation": ("student", "/stages/training.py:evaluate"),
     "scoring": ("samples", "/stages/scoring.py:add"),
-    "last test": ("finetuned", "/stages/evaluation.py:test_once"),
+    "last test": ("finetuned", "/stages/training.py:test_once"),
     "drawing": ("teacher", "/report/board.py:test_results"),
     "pictures": ("samples", "/report/board.py:selection"),
     "result": ("student", "/stages/lifetime.py:finish"),

@@ -37,7 +37,7 @@ from benchmarks.decode import write_shards
 from files import write_json
 from models.networks import MODELS
 from stages import flags
-from stages.config import versions
+from stages.prepare import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = ["--epochs", 1, "--passes", 2]  # the demo's trainings, cut short: only their start matters

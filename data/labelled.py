@@ -18,7 +18,7 @@ from .cache import Cache
 from .decode import checksums, fit_square, pixel_hash
 from .images import Images
 from .listing import MemorySource, class_folders, list_folder, spelled
-from .splits import cut_test
+from .splits import Split, cut_test
 
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
 CIFAR = {"cifar100": ("CIFAR100", 100), "cifar10": ("CIFAR10", 10)}  # torchvision's class, classes
@@ -329,7 +329,7 @@ def _load_digits(size):
 def tagged(pool, seed):
     """The names of a pool's folders are tags, as hashtags are the paper's.
 
-    -> LabelledSet whose classes are the folders of a pool; LabelledImages for validation
+    -> LabelledSet whose classes are the folders of a pool; its Split
 
     What the pool skips, and what lies in no folder, is left out.  Validation and test images are
     drawn at random, so that a folder of few images is no error.
@@ -358,9 +358,10 @@ def tagged(pool, seed):
         sums,
     )
     order, part = np.random.default_rng(seed).permutation(len(whole)), len(whole) // SHARE
-    parts = (torch.from_numpy(np.sort(p)) for p in np.split(order, [part, 2 * part]))
-    val, test, train = map(whole.subset, parts)
+    val, test, train = (torch.from_numpy(np.sort(p)) for p in np.split(order, [part, 2 * part]))
     pixels = hashlib.sha256(labels.astype(np.int64).tobytes() + sums.tobytes()).hexdigest()
     inputs = {"kind": "tags", **{source.name: source.inputs for source in pool.sources}}
     name = f"tags of {', '.join(source.name for source in pool.sources)}"
-    return LabelledSet(name, tuple(classes.tolist()), train, test, inputs | {"pixels": pixels}), val
+    inputs |= {"pixels": pixels}
+    found = LabelledSet(name, tuple(classes.tolist()), whole, whole.subset(test), inputs)
+    return found, Split(train, val, heldout=train[:0])

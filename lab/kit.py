@@ -21,12 +21,12 @@ from data.decode import fit_square
 from data.images import Images
 from data.labelled import LabelledImages
 from data.pool import reopen_pool
-from models import build_model
+from models.networks import build_model
 from presets import PRESETS, override
 from report import figures
 from stages import checkpoint
-from stages.dataset import load_dataset
-from stages.records import read_record
+from stages.folder import read_record
+from stages.prepare import load_dataset
 
 QUICK = bool(os.environ.get("LAB_QUICK"))  # for a test: trainings that teach nothing
 STEPS = ("teacher", "student", "finetuned")  # the networks of a run, in order

@@ -11,7 +11,7 @@ from models import others, weights
 from models.weights import FORMAT, rebuild
 from models.weights import start_from as start_from  # for those who load a checkpoint with `load`
 
-from .records import check_file
+from .folder import check_file
 
 
 class Ensemble(torch.nn.Module):

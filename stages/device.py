@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import distributed
 from models.others import check_input_size
 
-# A thread of a CPU is worth its waiting for the others from about so many multiply-adds a step on.
+# Another thread pays off above this many multiply-adds per step.
 MULTIPLY_ADDS_A_THREAD = 1e9
 
 
@@ -172,10 +173,35 @@ def _useful_threads(network, input_size, batch_size):
     In a small network threads mostly wait for each other, and beside other work a thread that has
     lost its core holds up all of them at every layer.
     """
+    step = multiply_adds(network, input_size) * batch_size
+    return max(1, min(torch.get_num_threads(), round(step / MULTIPLY_ADDS_A_THREAD)))
+
+
+def multiply_adds(network, input_size):
+    """Multiply-adds of a network for one image of `input_size` pixels a side, counted by torch."""
     image = torch.zeros(1, 3, input_size, input_size, device=next(network.parameters()).device)
     was_training = network.training
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         network.eval()(image)
     network.train(was_training)
-    multiply_adds = counter.get_total_flops() / 2 * batch_size
-    return max(1, min(torch.get_num_threads(), round(multiply_adds / MULTIPLY_ADDS_A_THREAD)))
+    return counter.get_total_flops() // 2
+
+
+def device_name(device):
+    """Which GPU, or which CPU and the instruction set that decides how its sums are rounded."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    path, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    lines = path.read_text().splitlines() if path.exists() else ()
+    name = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), name)
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return f"{name}, {instruction_set()}" + (f" (oneDNN: {most})" if most else "")
+
+
+def instruction_set():
+    """The CPU's widest instructions that torch uses, such as AVX2 or "AVX512 AMX"."""
+    found = [torch.backends.cpu.get_cpu_capability()]
+    for name in ("avx512_bf16", "amx_tile"):
+        if _cpu_has(f"_is_{name}_supported"):
+            found.append(name.removesuffix("_tile").removeprefix("avx512_"))
+    return " ".join(found)

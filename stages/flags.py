@@ -1,25 +1,22 @@
 """Command lines: the only module besides the scripts that knows flags.
 
-A flag that is not given is None.  `shared`, `compute` and `training` give the flags' values as
-plain dicts.  Nothing here imports torch, which takes seconds: the scripts parse their flags first.
+A flag that is not given is None.  Nothing here imports torch,
+which takes seconds: the scripts parse their flags first.
 """
 
 import argparse
 import dataclasses
 import os
+import shlex
 import sys
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
 from presets import PRESETS, Training
 
-from .folder import finished_already, left_behind, next_action
-from .inherit import DEFAULT_PRESET, INHERITED
-from .lock import taken
-from .records import check_stage
-from .signals import from_the_start, say
+from .inherit import DEFAULT_PRESET
+from .program import say
 
 # The names of what data/, engine.py and ranking.py have; a test compares them.
 LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
@@ -29,21 +26,50 @@ STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
 PRECISIONS = ("auto", "float32", "bfloat16")
 COMPILE = ("auto", "on", "off")
 
+HIDDEN = argparse.SUPPRESS  # as the help of a flag that --help-all leaves out, too
 CHUNK = 512  # images that step 2 scores at a time, see stages/scoring.py
-
-# What step 2 takes of the fields of presets.Training, so that one set of flags suits all steps.
-_EVERYWHERE = {
-    "model": "must be the teacher's, if given",
-    "epochs": "no effect in step 2",
-    "learning_rate": "no effect in step 2",
-    "batch_size": f"images scored at a time (default {CHUNK})",
-}
+_OLD = "--dataset-mode CIFAR100, --load-pretrained True, --student-network True"
+# Fields of presets.Training that one changes first; --help has these, --help-all all.
+_FIRST = ("model", "epochs", "learning_rate", "batch_size")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors are one line, exit code 2.  No argument may be empty: `--run-dir "$RUN"` without a RUN
     would mean this folder.
+
+    --help shows the flags that one uses first, --help-all also the rare ones.
     """
+
+    def __init__(self, description, epilog=None):
+        super().__init__(
+            description=description,
+            epilog=epilog,
+            formatter_class=_Format,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self._rare = []
+        self.add_argument("--help", "-h", action=_Help, help="the flags that one uses first")
+        self.add_argument("--help-all", action=_Help, help=argparse.SUPPRESS)
+
+    def group(self, title, texts, description=None):
+        """-> add(name, *other spellings, rare=False, **words): adds the flag --name with its text,
+        for --help-all alone where it is `rare`.
+        """
+        group = self.add_argument_group(title, description)
+
+        def add(name, *more, rare=False, **words):
+            action = group.add_argument(f"--{name}", *more, help=texts[name], **words)
+            if rare:
+                self._rare.append(action)
+
+        return add
+
+    def print_all(self, rare):
+        for action in [] if rare else self._actions:
+            short = (action.help or "").partition(" [")[0]  # without the presets' values
+            action.help = HIDDEN if action in self._rare else short
+        self.print_help()
 
     def parse_args(self, args=None):
         words = sys.argv[1:] if args is None else args
@@ -56,6 +82,30 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message):
         say(f"{message}; see python {self.prog} --help")
         raise SystemExit(2)
+
+
+class _Format(argparse.RawDescriptionHelpFormatter):
+    """Of several spellings of a flag the first is shown, of a Boolean not its values."""
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        bare = action.nargs == 0 or isinstance(action, Boolean)
+        value = "" if bare else f" {self._format_args(action, action.dest.upper())}"
+        return action.option_strings[0] + value
+
+    def _format_usage(self, usage, actions, groups, prefix):
+        words = [action.metavar or action.dest for action in actions if not action.option_strings]
+        return f"usage: python {self._prog} {' '.join([*words, '[FLAGS]'])}\n\n"
+
+
+class _Help(argparse.Action):
+    def __init__(self, option_strings, dest, **kwargs):
+        super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, **kwargs)
+
+    def __call__(self, parser, namespace, values, option):
+        parser.print_all(rare=option == "--help-all")
+        parser.exit()
 
 
 class Boolean(argparse.Action):
@@ -99,9 +149,41 @@ def number(kind, least, most=2**31, exclusive=False):
     return convert
 
 
+def labelled_set(text):
+    """An argparse type: the name of a labelled set, or tags:POOL."""
+    kind, colon, pool = text.partition(":")
+    if colon and kind.lower() == "tags" and pool:
+        return f"tags:{place(pool)}"
+    if text.lower() not in LABELLED_SETS:
+        known = ", ".join(LABELLED_SETS)
+        raise argparse.ArgumentTypeError(f"choose from {known} and tags:POOL, not {text!r}")
+    return text.lower()
+
+
+def place(text):
+    """An argparse type: a file or folder as text, also of `--flag=~/x`, in which no shell writes
+    out the ~.
+    """
+    full = os.path.expanduser(text)
+    if full.startswith("~") and not os.path.lexists(full.split("/")[0]):
+        raise argparse.ArgumentTypeError(f"{text!r} names a user that there is not; write ./{text}")
+    return full
+
+
 def path(text):
-    """An argparse type: a Path, also of `--flag=~/x`, in which no shell writes out the ~."""
-    return Path(os.path.expanduser(text))
+    """`place` as a Path."""
+    return Path(place(text))
+
+
+def resizing(text):
+    """An argparse type: a presets.Training.resize."""
+    try:
+        Training(resize=text).sizes(2**31)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be SIZE:SHARE,..., sizes from 8 on, shares below 1 in all, not {text!r}"
+        ) from None
+    return text
 
 
 # The fields of presets.Training that are numbers, and what they may be.
@@ -110,13 +192,14 @@ _TYPES |= {"passes": number(int, 1, 1000)}  # the order of an epoch is in memory
 _TYPES |= dict.fromkeys(("warmup", "label_smoothing", "ema_decay", "mixed"), number(float, 0, 1))
 _TYPES |= dict.fromkeys(("weight_decay", "mixup", "cutmix"), number(float, 0))
 _TYPES |= {"learning_rate": number(float, 0, exclusive=True)}
+_METAVARS = dict.fromkeys(_TYPES, "N") | {"model": "NAME", "resize": "SIZE:SHARE,..."}
+_TYPES |= {"resize": resizing}
 _CHOICES = {"schedule": SCHEDULES, "augment": POLICIES}
 
 
 def bare_parser(description):
     """A parser without flags, for the scripts that are no stage."""
-    raw = argparse.RawDescriptionHelpFormatter
-    return _Parser(description=description, formatter_class=raw, allow_abbrev=False)
+    return Parser(description)
 
 
 def usual(name, *parts):
@@ -137,88 +220,89 @@ def usual(name, *parts):
 def _shown(value):
     if isinstance(value, float):
         return f"{value:g}"
-    return " + ".join(value) if isinstance(value, tuple) else "all" if value is None else str(value)
+    if value is None:
+        return "all"
+    return " + ".join(value) if isinstance(value, tuple) else str(value) or "none"
+
+
+_TEXTS = {
+    "preset": f"{', '.join(PRESETS)}: the named settings that the other flags change, see "
+    "presets.py (default cifar100, for a GPU)",
+    "run-dir": "where the stages are; a folder of its own for every experiment (default "
+    "runs/<preset>)",
+    "data-dir": "where data sets are, or go when they are downloaded (default datasets)",
+    "cache-dir": "where decoded images are kept (default DATA_DIR/cache; with --dataset folder "
+    "datasets/cache)",
+    "dataset": f"the labelled images: {', '.join(LABELLED_SETS)}, or tags:POOL; folder: your own, "
+    "DATA_DIR/train/<class>/*; tags: the names of a pool's folders, learnt with the preset's "
+    f"settings of step 3 {usual('dataset')}",
+    "seed": "of the whole chain: split, weights, order; several give error bars (default 0)",
+    "resume": "go on with an unfinished stage; a finished one stays",
+    "overwrite": "start the stage anew",
+    "input-size": "pixels a side that every image is resized to; half of it is four times as fast "
+    f"{usual('input_size')}",
+    "labels-per-class": "true labels that steps 1 and 4 see; the other training images are the "
+    "pool heldout: with fewer labels there is more to gain from it "
+    f"{usual('labels_per_class')}",
+    "val-per-class": "images a class cut from the training images, for all choices "
+    f"{usual('val_per_class')}",
+    "device": "auto: a GPU where there is one (default)",
+    "precision": "of the convolutions; auto: the faster one on this machine (default)",
+    "threads": "of the CPU; fewer beside other programs (default: as many as the network can use)",
+    "deterministic": "refuse kernels whose sums vary from run to run; for the same bits twice on "
+    "a GPU",
+    "compile": "the network that is trained, with torch.compile; auto: on a GPU, not with "
+    "--deterministic (default)",
+    "yes": "presets for a GPU on a CPU: train for days",
+}
 
 
 def stage_parser(description, *parts):
     """A parser with the common flags, and one for every field of presets.Training; without `parts`
-    for those of them that every step takes.
+    these have no effect, but for batch_size.
 
     parts: the trainings of a preset that the program is for: teacher, student, finetune
     """
-    parser = bare_parser(description)
-    text = "Brackets have the values of the presets"
-    text += ", those of step 1 / step 4 where they differ." if len(parts) > 1 else "."
-    add = parser.add_argument_group("common", text).add_argument
-    add("--preset", choices=PRESETS, help="the named settings that the other flags change, see "
-        "presets.py (default cifar100, for a GPU)")  # fmt: skip
-    add("--run-dir", type=path, metavar="DIR", help="where the stages are; a folder of its own for "
-        "every experiment (default runs/<preset>)")  # fmt: skip
-    add("--data-dir", type=path, metavar="DIR", help="where data sets are, or go when they are "
-        "downloaded (default datasets)")  # fmt: skip
-    add("--cache-dir", type=path, metavar="DIR", help="where decoded images are kept (default "
-        "DATA_DIR/cache; with --dataset folder datasets/cache)")  # fmt: skip
-    add("--dataset", "--dataset-mode", choices=LABELLED_SETS, type=str.lower, help="the labelled "
-        f"images; folder: your own, in DATA_DIR/train/<class>/* {usual('dataset')}")  # fmt: skip
-    add("--input-size", type=number(int, 8, 1024), metavar="N", help="pixels a side that every "
-        f"image is resized to; half of it is four times as fast {usual('input_size')}")  # fmt: skip
-    add("--labels-per-class", type=number(int, 1), metavar="N", help="true labels that steps 1 and "
-        "4 see; the other training images are the pool heldout: with fewer labels there is more to "
-        f"gain from it {usual('labels_per_class')}")  # fmt: skip
-    add("--val-per-class", type=number(int, 1), metavar="N", help="images a class cut from the "
-        f"training images, for all choices {usual('val_per_class')}")  # fmt: skip
-    add("--seed", type=number(int, 0, 2**31), help="of the whole chain: split, weights, order; "
-        "several give error bars (default 0)")  # fmt: skip
-    add("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
-        help="auto: a GPU where there is one (default)")  # fmt: skip
-    add("--precision", choices=PRECISIONS, default="auto", help="of the convolutions; auto: the "
-        "faster one on this machine (default)")  # fmt: skip
-    add("--threads", type=number(int, 1, 1024), metavar="N", help="of the CPU; fewer beside other "
-        "programs (default: as many as the network can use)")  # fmt: skip
-    add("--deterministic", action=Boolean, help="refuse kernels whose sums vary from run to run; "
-        "for the same bits twice on a GPU")  # fmt: skip
-    add("--resume", action=Boolean, help="go on with an unfinished stage; a finished one stays")
-    add("--overwrite", action=Boolean, help="start the stage anew")
+    parser = Parser(description, f"The predecessor's spellings work, too: {_OLD}.")
+    text = "--help-all shows all flags, with the values of the presets in brackets"
+    text += " (step 1 / step 4)." if len(parts) > 1 else "."
+    add = parser.group("common", _TEXTS, text)
+    add("preset", choices=PRESETS, metavar="NAME")
+    add("run-dir", type=path, metavar="DIR")
+    add("data-dir", type=path, metavar="DIR")
+    add("cache-dir", rare=True, type=path, metavar="DIR")
+    add("dataset", "--dataset-mode", type=labelled_set, metavar="NAME")
+    add("input-size", rare=True, type=number(int, 8, 1024), metavar="N")
+    add("labels-per-class", rare=True, type=number(int, 1), metavar="N")
+    add("val-per-class", rare=True, type=number(int, 1), metavar="N")
+    add("seed", type=number(int, 0, 2**31), metavar="N")
+    add("device", rare=True, choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    add("precision", rare=True, choices=PRECISIONS, default="auto")
+    add("threads", rare=True, type=number(int, 1, 1024), metavar="N")
+    add("deterministic", rare=True, action=Boolean)
+    add("resume", action=Boolean)
+    add("overwrite", action=Boolean)
     if parts:
-        add("--compile", choices=COMPILE, default="auto", help="the network that is trained, with "
-            "torch.compile; auto: on a GPU, not with --deterministic (default)")  # fmt: skip
+        add("compile", rare=True, choices=COMPILE, default="auto")
+        add("yes", rare=True, action=Boolean)
+    texts = {setting.name: setting.metadata["help"] for setting in dataclasses.fields(Training)}
+    if parts:
+        texts = {name: f"{text} {usual(name, *parts)}" for name, text in texts.items()}
+    else:  # the other steps' flags are taken, so that one set of flags suits all
+        texts = dict.fromkeys(_FIRST, HIDDEN) | {
+            "batch_size": f"images at a time (default {CHUNK})"
+        }
+    dashed = {name.replace("_", "-"): text for name, text in texts.items()}
+    add = parser.group("training" if parts else "scoring", dashed)
+    for name, flag in zip(texts, dashed, strict=True):
         add(
-            "--yes", action=Boolean, help="presets cifar100 on a CPU: train for days without asking"
+            flag,
+            rare=not parts or name not in _FIRST,
+            type=_TYPES.get(name),
+            choices=_CHOICES.get(name),
+            metavar=_METAVARS.get(name),
         )
-    add = parser.add_argument_group("training" if parts else "scoring").add_argument
-    for setting in dataclasses.fields(Training):
-        name, text = setting.name, setting.metadata["help"]
-        if parts or name in _EVERYWHERE:
-            add(
-                "--" + name.replace("_", "-"),
-                type=_TYPES.get(name),
-                choices=_CHOICES.get(name),
-                metavar="NAME" if name == "model" else "N" if name in _TYPES else None,
-                help=f"{text} {usual(name, *parts)}" if parts else _EVERYWHERE[name],
-            )
     return parser
-
-
-def answer_early(parse, stage_name):
-    """--help, a wrong flag, a stage that is finished or somebody else's: end the program before
-    torch is imported.  From here on a signal ends it in one line.
-
-    parse: argv -> arguments;  stage_name: arguments -> the stage
-    """
-    from_the_start()
-    args = parse(None)
-    with suppress(ValueError, OSError):  # the program itself will say what is wrong
-        folder = run_dir(args) / stage_name(args)
-        first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one writes and speaks
-        if first and (said := taken(folder)):
-            say(said)
-            raise SystemExit(2)
-        nothing = next_action(folder, args.resume, args.overwrite) == "nothing"
-        if nothing and not getattr(args, "export", None) and not left_behind(folder):
-            check_stage(folder)
-            if first:
-                print(finished_already(folder))
-            raise SystemExit
 
 
 def run_dir(args):
@@ -229,26 +313,13 @@ def run_dir(args):
     return folder
 
 
-def shared(args):
-    """The flags that all stages share: a dict for `inherit.inherit`."""
-    return {name: getattr(args, name) for name in (*INHERITED, "data_dir", "cache_dir")}
+def pasted(command, *words):
+    """A command line to be pasted into a shell, the words after it quoted."""
+    return f"{command} {shlex.join(map(str, words))}"
 
 
-def compute(args):
-    """The flags that say what to compute with: a dict for `device.settle_compute`."""
-    return {"precision": args.precision, "threads": args.threads}
-
-
-def training(args):
-    """The flags of a training: a dict of the fields of presets.Training."""
-    return {setting.name: getattr(args, setting.name) for setting in dataclasses.fields(Training)}
-
-
-def next_command(script, args):
-    """The next step's command line, for the same run folder."""
-    words = ["python", script]
-    if args.preset:
-        words += ["--preset", args.preset]
-    if args.run_dir:
-        words += ["--run-dir", str(args.run_dir)]
-    return " ".join(words)
+def next_command(script, args, *more):
+    """The next step's command line, for the same run folder; more: its other flags."""
+    preset = ["--preset", args.preset] if args.preset else []
+    run = ["--run-dir", args.run_dir] if args.run_dir else []
+    return pasted(f"python {script}", *preset, *run, *more)

@@ -1,11 +1,30 @@
-"""A stage's folder: its states and its files.
+"""A stage's folder: its states, its files and their hashes, one writer at a time.
 
 A folder is empty, unfinished (config.json is there) or finished (result.json, written last).
+result.json has the sha256 of every other file, so that whoever reads one notices a flipped bit, a
+cut or a file of another run; both records end with the sha256 of their own fields.
+Nothing here imports torch.
 """
 
+import functools
+import hashlib
+import json
+import os
+import shlex
 import shutil
+import socket
+import stat
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
-from .lock import NAME as LOCK
+from files import sha256_of_file
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing keeps a second writer out
+    fcntl = None
 
 # stage -> the file that the next stage is made from, and the command that runs the stage
 STAGES = {
@@ -14,19 +33,28 @@ STAGES = {
     "student": ("model.pt", "python student_train.py"),
     "finetuned": ("model.pt", "python main.py --student-network True"),
 }
+# stage -> the flag that names what it is made from, where that is not in its own run folder
+PARENT_FLAGS = {"samples": "teacher", "student": "selection", "finetuned": "student"}
 # What a finished stage answers for: result.json has the hash of each.
 PRODUCTS = (
     "config.json",
+    "members.csv",
     "metrics.jsonl",
     "model.pt",
     "predictions.npz",
     "scores.npz",
-    "selection.csv",
-    "skipped.csv",
 )
-_ARTEFACTS = ("result.json", *PRODUCTS, "projector_config.pbtxt", "events.out.tfevents.*")
+PRODUCTS += ("selection.csv", "skipped.csv")
+_ARTEFACTS = (
+    "result.json",
+    *PRODUCTS,
+    "shards/*.parquet",
+    "projector_config.pbtxt",
+    "events.out.tfevents.*",
+)
 # Of an unfinished stage: one a process, and what a killed one has left.
-WORKING_FILES = ("resume*.pt", "scores-*.bin", "*.partial-*")
+WORKING_FILES = ("resume*.pt", "shards/*.json", "scores-*.bin", "*.partial-*")
+LOCK = "lock"
 
 
 def state_of(folder):
@@ -54,11 +82,6 @@ def next_action(folder, resume, overwrite):
     )
 
 
-def finished_already(folder):
-    """What a stage says that has nothing to do."""
-    return f"{folder} is finished already; --overwrite starts it anew"
-
-
 def left_behind(folder):
     """Whether a finished stage has files that a process killed at its very end did not remove."""
     found = (path for pattern in (LOCK, *WORKING_FILES) for path in folder.glob(pattern))
@@ -79,3 +102,232 @@ def remove(folder, patterns):
         for path in folder.glob(pattern):
             if not path.is_dir():
                 path.unlink(missing_ok=True)
+
+
+def made_from(folder, config):
+    """The file that the stage in `folder` was made from."""
+    return (folder / config["parent"]["path"]).resolve()
+
+
+def command(folder, *more):
+    """The command that runs the stage in `folder`, to be pasted into a shell; more: flags."""
+    words = [*STAGES[folder.name][1].split(), "--run-dir", str(folder.parent)]
+    with suppress(OSError, ValueError):
+        config = read_record(folder / "config.json")
+        if parent := config["parent"]:
+            parents = [parent, *config.get("more_parents", ())]
+            paths = [(folder / entry["path"]).resolve() for entry in parents]
+            if len(paths) > 1 or paths[0].parents[1] != folder.parent.resolve():
+                words += [f"--{PARENT_FLAGS[folder.name]}", *map(str, paths)]
+    return shlex.join([*words, *more])
+
+
+# --- what its files must be ---------------------------------------------------------------------
+
+
+class Record(dict):
+    """An object in a config.json or result.json.  A field that is missing is a ValueError."""
+
+    def __init__(self, path, content):
+        super().__init__(content)
+        self._path = path
+
+    def __missing__(self, name):
+        raise _damaged(self._path, f"it lacks {name}")
+
+
+def sealed(content):
+    """The content of a config.json or result.json with the sha256 of its fields as the last one."""
+    return {**content, "sha256": digest(content)}
+
+
+def digest(content):
+    """sha256 of a JSON object."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def read_record(path):
+    """-> Record: the content of a config.json or result.json, without its seal.
+
+    Raises FileNotFoundError; ValueError for any content but an object with its seal.  A stage from
+    before there were seals is read with one line on stderr.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(
+            path.read_text(encoding="utf-8"), object_hook=functools.partial(Record, path)
+        )
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error) or type(error).__name__) from error
+    if not isinstance(content, Record):
+        raise _damaged(path, f"its content is {json.dumps(content)[:40]}")
+    if content["stage"] not in list(STAGES):
+        raise _damaged(path, f"its stage is {json.dumps(content['stage'])[:40]}")
+    seal = content.pop("sha256", None)
+    if seal is None and path.name == "result.json":
+        if "files" in content:
+            raise _damaged(path, "it lacks sha256")
+        _ = content["dataset"], content["model"], content["seed"]  # raises ValueError
+        _say_unchecked(path.parent.resolve())
+    if seal not in (None, digest(content)):
+        raise _damaged(path, "its fields do not have the sha256 at its end")
+    return content
+
+
+def read_records(folder):
+    """-> Records: config.json and result.json of a finished stage, once both are as written.
+
+    Raises FileNotFoundError, ValueError.
+    """
+    result = read_record(folder / "result.json")
+    check_file(folder / "config.json")
+    return read_record(folder / "config.json"), result
+
+
+def hashes_of(folder):
+    """{name: sha256} of the files that a stage has written so far, result.json left out."""
+    return {p.name: sha256_of_file(p) for name in PRODUCTS for p in sorted(folder.glob(name))}
+
+
+def check_file(path):
+    """-> the sha256 of a file, once it is the one that its stage wrote.
+
+    Raises OSError, or ValueError for another one.  Files outside finished stages are not checked.
+    """
+    path, found = Path(path), sha256_of_file(path)
+    expected = _expected(path.parent).get(path.name, found)
+    if found != expected:
+        raise ValueError(
+            f"{path} is not what {_step(path.parent)} wrote (sha256 {found[:8]}.. instead of "
+            f"{str(expected)[:8]}..); put the right file back, or {_again(path.parent)}"
+        )
+    return found
+
+
+def check_stage(folder):
+    """Check every file of a finished stage; one that was deleted is missed by whoever needs it.
+
+    Raises ValueError.
+    """
+    read_records(folder)
+    for name in _expected(folder):
+        if (folder / name).exists():
+            check_file(folder / name)
+
+
+def _expected(folder):
+    """{name: sha256} of a finished stage's files; {} where nobody says."""
+    if not all((folder / name).exists() for name in ("config.json", "result.json")):
+        return {}
+    return read_record(folder / "result.json").get("files", {})
+
+
+@functools.cache
+def _say_unchecked(folder):
+    print(
+        f"{folder} is from before result.json had hashes: its files are read unchecked",
+        file=sys.stderr,
+    )
+
+
+def _damaged(path, why):
+    return ValueError(f"{path} is damaged ({why}); {_again(path.parent)}")
+
+
+def _step(folder):
+    """Which step writes a stage's folder."""
+    return f"step {[*STAGES].index(folder.name) + 1}" if folder.name in STAGES else "its step"
+
+
+def _again(folder):
+    if folder.name not in STAGES:
+        return "run its step again"
+    words = f"{STAGES[folder.name][1]} --run-dir {shlex.quote(str(folder.parent))} --overwrite"
+    return f"run {_step(folder)} again with `{words}`"
+
+
+# --- one writer at a time -----------------------------------------------------------------------
+
+
+def take_lock(path):
+    """-> a file descriptor that holds the lock, None where somebody else has it.
+
+    The kernel gives it up with the last process that has it open: nothing is left behind by
+    kill -9, and a step that outlives its study.py keeps it until it is done.
+    Raises ValueError for a link, a pipe or anything else that is no file of its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    while True:
+        try:
+            lock = os.open(path, flags, 0o644)
+        except OSError as error:
+            if os.path.lexists(path) and not _is_own_file(os.lstat(path)):
+                raise ValueError(f"{path} is no file that a step has made; remove it") from error
+            raise
+        try:
+            if not _is_own_file(os.fstat(lock)):
+                os.close(lock)
+                raise ValueError(f"{path} is no file that a step has made; remove it")
+            if fcntl:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(lock, path):
+                break
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        except OSError as error:
+            print(
+                f"{path}: this disk has no locks ({error.strerror}): nothing keeps a second "
+                "writer out",
+                file=sys.stderr,
+            )
+            break
+        os.close(lock)  # its holder deleted the file between open and flock: once more
+    since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+    with suppress(OSError):  # a full disk: it holds without these words
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
+    return lock
+
+
+def _is_own_file(status):
+    return stat.S_ISREG(status.st_mode) and status.st_nlink < 2
+
+
+def is_at(lock, path):
+    """Whether the open file `lock` is still the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def only_writer(folder):
+    """In this context no other process writes to a stage's folder: -> its lock, see `is_at`.
+
+    The folder need not be there yet, and is removed afterwards if nothing was written.
+    Raises ValueError, naming the process that writes to it.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    path = folder / LOCK
+    lock = take_lock(path)
+    if lock is None:
+        holder = ""
+        with suppress(OSError, ValueError):
+            holder = path.read_text(encoding="utf-8")
+        raise ValueError(
+            f"{folder} is being written by {holder or 'another process'}; wait for its end, stop "
+            "it, or name another --run-dir"
+        )
+    try:
+        yield lock
+    finally:
+        with suppress(OSError):
+            if is_at(lock, path):
+                path.unlink()  # before others can have the lock: they notice that it has gone
+        os.close(lock)
+        with suppress(OSError):  # not empty
+            for path in new:
+                path.rmdir()

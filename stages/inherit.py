@@ -1,6 +1,5 @@
 """Settings: from the preset, the stage before and the flags; what --resume may not change."""
 
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,13 +10,14 @@ INHERITED = ("preset", "dataset", "seed", "labels_per_class", "val_per_class", "
 DEFAULT_PRESET = "cifar100"
 
 
-def inherit(flags, earlier=None, own=()):
-    """The settings that all four stages share: a dict of INHERITED and data_dir.
+def inherit(flags, earlier=None, stage=None):
+    """The settings that all four stages share: a dict of INHERITED, data_dir and
+    cache_dir (None for the usual one, see prepare.cache_of).
 
-    flags     the same names; None where a flag was not given
+    flags     the same names, and others; None where a flag was not given
     earlier   config.json of the stage before, or of this stage if it is resumed; None for step 1
-    own       names whose flags may differ from the stage before
-    Raises ValueError for a flag that contradicts it.
+    stage     the one that runs: the student may have an input size of its own
+    Raises ValueError for a flag that contradicts the stage before.
     """
     if earlier is None:
         name = flags["preset"] or DEFAULT_PRESET
@@ -27,37 +27,42 @@ def inherit(flags, earlier=None, own=()):
         settings |= {n: getattr(preset, n) for n in own}
         data_dir = flags["data_dir"] or Path("datasets")
         return settings | {"data_dir": data_dir, "cache_dir": flags.get("cache_dir")}
+    settings = {name: earlier[name] for name in INHERITED}
     for name in INHERITED:
         given = flags[name]
-        if given not in (None, earlier[name]) and name not in own:
-            flag = "--" + name.replace("_", "-")
-            raise ValueError(
-                f"{flag} {given} contradicts the stage {earlier['stage']}, made with "
-                f"{earlier[name]}; leave the flag out, or use another --run-dir and start from "
-                f"step 1"
-            )
-    settings = {name: earlier[name] for name in INHERITED}
-    settings |= {name: flags[name] for name in own if flags[name] is not None}
+        if given in (None, earlier[name]):
+            continue
+        if stage == "student" and name == "input_size":
+            settings[name] = given
+            continue
+        flag = "--" + name.replace("_", "-")
+        raise ValueError(
+            f"{flag} {given} contradicts the stage {earlier['stage']}, made with {earlier[name]}; "
+            f"leave the flag out, or use another --run-dir and start from step 1"
+        )
     for name in ("data_dir", "cache_dir"):
         place = flags.get(name) or earlier.get(name)
         settings[name] = place and Path(place)
     return settings
 
 
-def recipe_in_force(preset, flags, saved=None):
+def recipe_in_force(preset, flags, saved=None, examples=None):
     """The presets.Training of a stage: the preset's under the flags.
 
-    flags: its fields, None where a flag was not given;  saved: the fields of the stage that is
-    resumed, which then stand in for the preset's
-    A batch size given without a learning rate scales the rate with it: the paper's rule, so much
-    for every 256 images (after Goyal et al. 2017).
+    flags: as in `inherit`, all fields among them;  saved: the fields of the stage that is
+    resumed, which then stand in for the preset's;  examples: how many there are, once that is known
+    A batch is no larger than all passes of an epoch over the examples.  Where no learning rate is
+    given, it follows the batch: the paper's rule, so much for every 256 images (after Goyal et al.
+    2017).
     """
     names = [setting.name for setting in fields(Training)]
     base = Training(**{n: saved[n] for n in names if n in saved}) if saved else preset
-    if flags["batch_size"] and flags["learning_rate"] is None:
-        scaled = base.learning_rate * flags["batch_size"] / base.batch_size
-        flags = {**flags, "learning_rate": scaled}
-    return override(base, **flags)
+    recipe = override(base, **{name: flags[name] for name in names})
+    batch_size = min(recipe.batch_size, examples * recipe.passes) if examples else recipe.batch_size
+    rate = recipe.learning_rate
+    if flags["learning_rate"] is None and batch_size != base.batch_size:
+        rate = base.learning_rate * batch_size / base.batch_size
+    return override(recipe, batch_size=batch_size, learning_rate=rate)
 
 
 def check_unchanged(saved, now):
@@ -66,14 +71,7 @@ def check_unchanged(saved, now):
     saved, now: the contents of config.json
     """
     saved, now = _without_places(saved), _without_places(now)
-    if saved.get("device_name") != now["device_name"]:
-        print(
-            f"resumed on {now['device_name']}, begun on {saved.get('device_name')}: the bits will "
-            f"not be those of a run that was never stopped",
-            file=sys.stderr,
-        )
-    places = {"versions", "device_name", "data_dir", "cache_dir", "started"}
-    for name in sorted(saved.keys() & now.keys() - places):
+    for name in sorted(saved.keys() & now.keys() - {*_AROUND, "data_dir", "cache_dir", "started"}):
         was, wish = saved[name], now[name]
         if was == wish:
             continue
@@ -87,6 +85,29 @@ def check_unchanged(saved, now):
             f"cannot resume: {name} was {was} and would now be {wish}; "
             f"resume with the same flags and data, or start anew with --overwrite"
         )
+
+
+_AROUND = ("device_name", "versions")  # may change between two parts of a stage, and its bits then
+
+
+def with_resumption(saved, now):
+    """-> config.json of a stage that is resumed, and in words what has changed around it since it
+    was begun or last resumed, "" for nothing.
+
+    saved, now: as in `check_unchanged`
+    """
+    around = {name: now[name] for name in _AROUND}
+    last = [saved, *saved.get("resumed", ())][-1]
+    was, new = (
+        {"device": part.get("device_name"), **(part.get("versions") or {})}
+        for part in (last, around)
+    )
+    words = [f"{n} is {new[n]}, was {was.get(n)}" for n in new if new[n] != was.get(n)]
+    config = {**now, **saved}
+    if words:
+        entry = {"started": now["started"], **around}
+        config["resumed"] = [*saved.get("resumed", ()), entry]
+    return config, "; ".join(words)
 
 
 def _without_places(config):

@@ -1,27 +1,116 @@
-"""A stage from its first look at its folder to its result.json."""
+"""A stage from its first look at its folder to its result.json, and what it hands on.
+
+A stage records the sha256 of the file that it was made from, so a later one can tell that a teacher
+or a selection has changed.
+"""
 
 import json
-from contextlib import ExitStack, contextmanager, nullcontext
+import os
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import distributed
 from files import named, write_json, write_text
 
-from .finished import check_parent, read_stage
 from .folder import (
+    LOCK,
+    STAGES,
     WORKING_FILES,
+    check_file,
+    check_stage,
     clear,
-    finished_already,
+    command,
+    digest,
+    hashes_of,
+    is_at,
     left_behind,
+    made_from,
     next_action,
+    only_writer,
+    read_record,
+    read_records,
     remove,
+    sealed,
     state_of,
 )
-from .inherit import check_unchanged
-from .lock import only_writer
-from .program import working
-from .records import check_stage, hashes_of, read_record, sealed
+from .inherit import check_unchanged, with_resumption
+from .program import Failure, say, working
+
+# --- a finished stage ---------------------------------------------------------------------------
+
+
+@dataclass
+class FinishedStage:
+    """A finished stage, as the next one finds it."""
+
+    folder: Path
+    config: dict
+    result: dict
+    sha256: str  # of its product
+
+    @property
+    def name(self):
+        return self.config["stage"]
+
+    @property
+    def product(self):
+        """The file that the next stage is made from."""
+        return self.folder / STAGES[self.name][0]
+
+    def as_parent(self, child):
+        """What the stage in the folder `child` records of this one."""
+        try:
+            path = Path(os.path.relpath(self.product, child))
+        except ValueError:  # another drive
+            path = self.product.resolve()
+        return {"stage": self.name, "path": path.as_posix(), "sha256": self.sha256}
+
+
+def read_stage(folder, *stages):
+    """The finished stage in `folder`, one of `stages`; the folder may be named by its product.
+
+    Raises FileNotFoundError when it has not finished, ValueError when a file of it is damaged (see
+    folder.py) or what it was made from has changed since.
+    """
+    folder = Path(folder)
+    folder = folder.parent if folder.is_file() else folder
+    product = STAGES[stages[0]][0]
+    if state_of(folder) != "finished":
+        what = "is not there" if not folder.exists() else "is not finished (no result.json)"
+        done = sorted(folder.parent.parent.glob(f"*/{stages[0]}/result.json"))
+        runs = ", ".join(f"--run-dir {path.parent.parent}" for path in done)
+        raise FileNotFoundError(
+            f"{folder} {what}: run `{command(folder.parent / stages[0])}` first, or name another "
+            f"stage{f' ({runs})' if runs else ''}"
+        )
+    config, result = read_records(folder)
+    if config["stage"] not in stages:
+        needed = f"a {' or '.join(stages)} is needed here"
+        raise ValueError(f"{folder} holds the stage {config['stage']}; {needed}")
+    if not (folder / product).is_file():
+        again = command(folder.parent / stages[0], "--overwrite")
+        raise FileNotFoundError(f"{folder} has lost its {product}: run `{again}`")
+    sha256 = check_file(folder / product)
+    check_parent(folder, config)
+    return FinishedStage(folder, config, result, sha256)
+
+
+def check_parent(folder, config):
+    """ValueError when the file that a stage was made from is damaged or no longer the same.
+
+    A parent that has gone (only one stage was copied elsewhere) cannot be compared and passes.
+    """
+    for parent in filter(None, (config["parent"], *config.get("more_parents", ()))):
+        path = (folder / parent["path"]).resolve()
+        if path.is_file() and check_file(path) != parent["sha256"]:
+            raise ValueError(
+                f"{folder} was made from another {path.name} than the {parent['stage']} "
+                f"there is now; make it anew with `{command(folder, '--overwrite')}`"
+            )
+
+
+# --- a stage that runs --------------------------------------------------------------------------
 
 
 @dataclass
@@ -30,6 +119,7 @@ class OpenStage:
 
     folder: Path  # named after the stage
     saved: dict | None = None  # its config.json, where it is resumed
+    lock: int | None = None  # of folder.only_writer, in the first process
 
     @property
     def name(self):
@@ -50,10 +140,30 @@ class OpenStage:
         if self.saved:
             check_parent(self.folder, self.saved)
 
-    def check_unchanged(self, config):
-        """ValueError where this stage is resumed and would go on with another config.json."""
-        if self.saved:
-            check_unchanged(self.saved, config)
+    def settle(self, config):
+        """The content of config.json: `config`, where the stage is resumed that of its begin.
+
+        Raises ValueError where it would go on with other settings or data.
+        """
+        if not self.saved:
+            return config
+        check_unchanged(self.saved, config)
+        config, changed = with_resumption(self.saved, config)
+        if changed and distributed.is_first():
+            say(f"{changed}: the bits will not be those of a run that was never stopped")
+        return config
+
+    def check_ours(self):
+        """Failure where the folder was removed meanwhile: another step may be writing there."""
+        if self.lock is not None and not is_at(self.lock, self.folder / LOCK):
+            raise Failure(
+                f"{self.folder} was removed or replaced while this step ran; it writes nothing more"
+            )
+
+
+def identity(config):
+    """What tells a stage from all others, to bind its resume.pt to it.  config: of `settle`"""
+    return digest(sorted((name, x) for name, x in config.items() if name != "resumed"))
 
 
 @contextmanager
@@ -65,21 +175,21 @@ def open_stage(folder, resume, overwrite):
     where --resume finds a damaged file.
     """
     writes = overwrite or state_of(folder) != "finished" or left_behind(folder)
-    with only_writer(folder) if writes and distributed.is_first() else nullcontext():
+    with only_writer(folder) if writes and distributed.is_first() else nullcontext() as lock:
         action = next_action(folder, resume, overwrite)
         if action == "nothing":
             check_stage(folder)
-            print(finished_already(folder))
+            print(f"{folder} is finished already; --overwrite starts it anew")
             if writes and distributed.is_first():
                 remove(folder, WORKING_FILES)
             yield None
             return
         saved = read_record(folder / "config.json") if action == "resume" else None
-        yield OpenStage(folder, saved)
+        yield OpenStage(folder, saved, lock)
 
 
 @contextmanager
-def running(stage, config, open_board, epochs_done=0, images_done=0, logged=None):
+def running(stage, config, open_board, epochs_done=0, images_done=0, logged=""):
     """The stage runs: -> its StageLog in the first process, None in the others.
 
     stage: OpenStage;  config: content of config.json;  open_board: report.board.Board
@@ -101,28 +211,27 @@ class StageLog:
     """What a running stage writes: config.json, metrics.jsonl, result.json, TensorBoard's board."""
 
     def __init__(self, stage, config, open_board, epochs_done, images_done, logged):
-        self.folder = stage.folder
+        self.stage, self.folder, self.config = stage, stage.folder, config
         self.metrics = self.folder / "metrics.jsonl"
-        self.logged = ""  # what metrics.jsonl holds
         self.folder.mkdir(parents=True, exist_ok=True)
+        stage.check_ours()
         if stage.saved is None:
             clear(self.folder)
-            write_json(self.folder / "config.json", sealed(config))
-            self.board = open_board(self.folder)
-            self.board.settings(config)
-            return
+        write_json(self.folder / "config.json", sealed(config))
+        self.logged = "".join(logged.splitlines(keepends=True)[:epochs_done])  # of metrics.jsonl
         if self.metrics.exists():  # with lines from after the last save, perhaps, or with damage
-            if logged is None:  # an older version did not save them
-                logged = self.metrics.read_text(encoding="utf-8", errors="replace")
-            self.logged = "".join(logged.splitlines(keepends=True)[:epochs_done])
             write_text(self.metrics, self.logged)
-        self.board = open_board(self.folder, purge_step=images_done + 1)
+        more = {"purge_step": images_done + 1} if stage.saved else {}
+        self.board = open_board(self.folder, **more)
+        if stage.saved is None:
+            self.board.settings(config)
 
     def epoch(self, metrics, images):
         """Append one epoch's line and its curves; `metrics` has None for what was not measured.
 
         images: processed in this training so far
         """
+        self.stage.check_ours()
         line = json.dumps(metrics) + "\n"
         with open(self.metrics, "a", encoding="utf-8") as file:
             file.write(line)
@@ -132,6 +241,29 @@ class StageLog:
     def finish(self, result, hparams):
         """Write the hparams and, last, result.json.  What only --resume needs goes."""
         self.board.hparams(hparams, result)
-        result = {**result, "files": hashes_of(self.folder)}
+        self.stage.check_ours()
+        resumed = {"resumed": self.config["resumed"]} if "resumed" in self.config else {}
+        result = {**result, **resumed, "files": hashes_of(self.folder)}
         write_json(self.folder / "result.json", sealed(result))
         remove(self.folder, WORKING_FILES)
+
+
+def chain_settings(folder, config):
+    """What one changes in a chain, of the stage in `folder` and of those that it was made from: a
+    dict for the table of runs.  config: content of the stage's config.json
+    """
+    names = ("stage", "preset", "dataset", "seed", "labels_per_class", "input_size")
+    found = {name: config[name] for name in names}
+    while config:
+        if config["stage"] == "samples":
+            own = {name: config[name] for name in ("strategy", "p", "k")}
+        else:
+            recipe = {n: config["training"][n] for n in ("model", "learning_rate", "epochs")}
+            own = {f"{config['stage']} {name}": value for name, value in recipe.items()}
+        found = own | found
+        folder = config["parent"] and made_from(folder, config).parent
+        config = None
+        if folder:
+            with suppress(OSError, ValueError):  # it has gone, or is damaged: no stage ends for it
+                config = read_record(folder / "config.json")
+    return {name: value for name, value in found.items() if value is not None}

@@ -5,29 +5,30 @@ import time
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 from tqdm import tqdm
 
 import distributed
 from data.augment import Augment, Normalise
 from data.images import Images
 from data.labelled import LabelledImages, LabelledSet
-from engine import TrainState, accuracy, count_steps, fit
-from models.networks import build_model, head_of
+from engine import TrainState, accuracy, count_steps, fit, predict
+from files import whole_file
+from models.networks import head_of
 from presets import Training
 
-from . import checkpoint, signals
+from . import checkpoint, program
 from .device import Compute
-from .evaluation import evaluate, test_once, write_predictions
-from .folder import STAGES
-from .lifetime import OpenStage, running
-from .whole_run import chain_settings
+from .lifetime import OpenStage, chain_settings, identity, running
 
 LOOK_SECONDS = 1  # between two looks at a training: progress bar, signals
 SAVE_SECONDS = 30  # between two saves: one of a ResNet-50 is 190 MB
 # On a GPU: images trained on for each validation image, at least.  To evaluate an image takes about
 # a third of a training step's time for it, so that all evaluations take 2 % of the time.
 TRAINED_PER_EVALUATED = 20
+EVALUATED = 500  # images at a time; a part of 5,000 and of 10,000 images
 _SHOWN = 32  # training images in TensorBoard
 
 
@@ -36,17 +37,15 @@ class TrainingJob:
     """A training stage with everything settled, before its folder is touched."""
 
     stage: OpenStage
-    config: dict  # config.json, see config.config_of
+    config: dict  # config.json, see prepare.config_of
     compute: Compute
     recipe: Training
+    seed: int  # of the order and of all random augmentations
+    network: torch.nn.Module  # before its first step, see `frozen`
     labelled: LabelledSet  # for its class names and its test images
     val: LabelledImages
     images: Images  # the training examples, (N,S,S,3)
     labels: torch.Tensor  # (N,) int64, true or pseudo-labels; or (N,C) float32, probabilities
-    weights: dict | None = None  # a state_dict to start from
-    weights_source: str = ""  # where it came from, for an error
-    linear: bool = False  # train the head alone
-    weak_pretrain: dict | None = None  # of result.json: the training before this one
 
     @property
     def classes(self):
@@ -62,30 +61,26 @@ def run(job, open_board):
 
     open_board: report.board.Board
     """
-    check_batches(job.recipe, len(job.labels))
-    job.recipe.sizes(job.config["input_size"])  # raises ValueError
-    path = job.stage.folder / "resume.pt"
-    state, device, saved = _initial_state(job), job.compute.device, {}
-    if job.stage.saved and path.exists():
-        with checkpoint.resuming(path):
-            saved = checkpoint.load(path)
-            state.load_state_dict(saved["fit"])
-            saved = {"log": None, **saved, "seconds": float(saved["seconds"])}
+    device, recipe = job.compute.device, job.recipe
+    job.network.to(device, memory_format=torch.channels_last)
+    state = TrainState(job.network, recipe, job.seed, job.compute.precision)
+    saved = take_up(job, state)
     normalise = Normalise(*job.config["normalisation"].values(), device)
-    recipe = job.recipe
     mixing = recipe.mixup, recipe.cutmix, recipe.mixed
     augment = Augment(normalise, recipe.augment, len(job.classes), *mixing)
 
-    progress = state.epoch, state.images, saved.get("log")
+    progress = state.epoch, state.images, saved.get("log", "")
     with running(job.stage, job.config, open_board, *progress) as log:
         images, val = job.images.to(device), job.val.images.to(device)
-        with signals.saving_first():
+        with program.saving_first():
             metrics, seconds = train_and_log(job, log, state, images, val, augment, saved)
+        program.tell("testing and drawing")
         test = job.labelled.test
         logits, features = test_once(state, test.images, normalise)
         val_logits = evaluate(state, val, normalise)
         result = _result(job, state.network, logits, metrics, seconds)
         if log:
+            job.stage.check_ours()
             predicted = {"test": (logits, test.labels), "val": (val_logits, job.val.labels)}
             write_predictions(job.stage.folder / "predictions.npz", predicted)
             log.board.test_results(logits, test.labels, job.classes, state.images, test.images)
@@ -95,32 +90,46 @@ def run(job, open_board):
     return result
 
 
-def check_batches(recipe, count):
-    """ValueError when some process would have fewer than two images of a batch, the least that
-    batch norm takes.  count: training examples
+def check_batches(network, recipe, count):
+    """ValueError when a process would have fewer than two images of a batch, the least that batch
+    norm takes while it is trained.  count: training examples
     """
+    norms = any(isinstance(module, _NormBase) for module in network.modules())
+    frozen = not all(parameter.requires_grad for parameter in network.parameters())
+    least, processes = 2 if norms and not frozen else 1, distributed.size()
     _, batch_size = count_steps(count, recipe)
-    processes = distributed.size()
-    if processes > 1 and batch_size < 2 * processes:
+    if batch_size < least * processes:
+        one = "one process" if processes == 1 else f"{processes} processes"
         raise ValueError(
-            f"a batch of {batch_size} images cannot be shared by {processes} processes, two images "
-            f"each at least; start fewer, or raise --batch-size (now {recipe.batch_size})"
+            f"--batch-size: a batch of {batch_size} is too small for {one}, {least} image(s) each "
+            f"at least ({'batch norm needs two' if least == 2 else 'none may be idle'}); raise it "
+            f"(now {recipe.batch_size}), name more images or --passes, or start fewer processes"
         )
 
 
-def _initial_state(job):
-    """The network before its first step, and what trains it."""
-    member, number = job.config.get("member", 0), list(STAGES).index(job.stage.name)
-    seed = 1000 * job.config["seed"] + 10 * member + number  # no two stages alike
-    torch.manual_seed(seed)
-    model = build_model(job.recipe.model, len(job.classes))
-    if job.weights is not None:
-        checkpoint.start_from(model, job.weights, job.weights_source)
-    if job.linear:
-        model.requires_grad_(False)
-        head_of(model)[1].requires_grad_(True)
-    model.to(job.compute.device, memory_format=torch.channels_last)
-    return TrainState(model, job.recipe, seed, job.compute.precision)
+def take_up(job, state):
+    """Let `state` go on from resume.pt; -> its content, {} where there is none.
+
+    Raises ValueError for anything that this stage has not saved.
+    """
+    path = job.stage.folder / "resume.pt"
+    if not (job.stage.saved and path.exists()):
+        return {}
+    with checkpoint.resuming(path):
+        saved = checkpoint.load(path)
+        if saved["stage"] != identity(job.config):
+            raise ValueError("it was saved by another stage")
+        state.load_state_dict(saved["fit"])
+        images, size = len(job.labels) * job.recipe.passes, job.recipe.batch_size
+        first, end = (epoch * images // size for epoch in (state.epoch, state.epoch + 1))
+        done = state.epoch == job.recipe.epochs and state.batch == 0
+        there = 0 <= state.epoch < job.recipe.epochs and 0 <= state.batch < end - first
+        if not (done or there) or state.step != first + state.batch:
+            raise ValueError("its epoch, batch and step do not fit together")
+        saved["seconds"] = float(saved["seconds"])
+        if not isinstance(saved["log"], str) or not isinstance(saved["metrics"], dict):
+            raise ValueError("its log or its metrics are none")
+        return saved
 
 
 def epochs_between_evaluations(device, recipe, images, val_images):
@@ -175,14 +184,14 @@ def train_and_log(job, log, state, images, val, augment, saved):
                         print(_epoch_line(timed, job.recipe.epochs), flush=True)
             epoch_began, epoch_from = time.monotonic(), state.images
         # Asked once: a signal after this belongs to the next look.  All processes stop together.
-        signum = distributed.largest(signals.interruption() or 0)
+        signum = distributed.largest(program.interruption() or 0)
         overdue = distributed.largest(time.monotonic() - last_save) > SAVE_SECONDS
         if overdue or signum or done:
             _save(job, log, state, metrics, spent + time.monotonic() - began)
             last_save = time.monotonic()
         if signum:
             distributed.wait()  # torchrun ends the others once one has left
-            signals.stop(bar, job.stage.folder, signum)
+            program.stop(bar, job.stage.folder, signum)
     bar.close()
     return metrics, spent + time.monotonic() - began
 
@@ -211,7 +220,66 @@ def _epoch_line(metrics, epochs):
 def _save(job, log, state, metrics, seconds):
     whole = {"fit": state.state_dict(), "metrics": metrics, "seconds": seconds}
     if log:
-        checkpoint.save({**whole, "log": log.logged}, job.stage.folder / "resume.pt")
+        job.stage.check_ours()
+        whole |= {"log": log.logged, "stage": identity(job.config)}
+        checkpoint.save(whole, job.stage.folder / "resume.pt")
+
+
+# --- validation and test ------------------------------------------------------------------------
+
+
+def evaluate(state, images, prepare):
+    """Logits (N,C) on the CPU, whatever the number of processes; each predicts its share.
+
+    They are collected on the device and copied once, since a copy makes a GPU wait.
+    None where a signal has cut one of the processes short, see `program.came_to_its_end`.
+    """
+    network = state.network
+    distributed.same_(network.buffers())  # each process's batch norm has seen its own share
+    first, last = distributed.share(len(images), EVALUATED)
+    _, head = head_of(network)
+    logits = torch.zeros(len(images), head.out_features, device=state.sums.device)
+    chunks = predict(network, images, prepare, EVALUATED, first, last, state.precision)
+
+    def collect():
+        for start, chunk in chunks:
+            logits[start : start + len(chunk)] = chunk
+
+    cut = distributed.largest(int(not program.came_to_its_end(collect)))
+    return None if cut else distributed.total_(logits).cpu()
+
+
+def write_predictions(path, predicted):
+    """predictions.npz: of each image its given label, the class predicted, and the probability of
+    the label, in the order of the data set, so that two networks can be compared image by image.
+
+    predicted: {"test" or "val": (logits (N,C), labels (N,))};  arrays are named test_label ...
+    """
+    arrays = {}
+    for name, (logits, labels) in predicted.items():
+        of_label = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+        arrays |= {
+            f"{name}_label": labels.numpy().astype(np.int32),
+            f"{name}_top1": logits.argmax(1).numpy().astype(np.int32),
+            f"{name}_probability": of_label.numpy().astype(np.float32),
+        }
+    with whole_file(path) as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
+
+
+def test_once(state, images, prepare):
+    """The test set is read here, once: -> logits (N,C), features before the last layer (N,D)."""
+    inputs, (_, head) = [], head_of(state.network)
+    hook = head.register_forward_pre_hook(lambda _, x: inputs.append(x[0].float()))
+    logits = evaluate(state, images, prepare)
+    hook.remove()
+    features = torch.zeros(len(images), head.in_features, device=state.sums.device)
+    first, last = distributed.share(len(images), EVALUATED)
+    features[first:last] = torch.cat([features[:0], *inputs])
+    return logits, distributed.total_(features).cpu()
+
+
+# --- what remains -------------------------------------------------------------------------------
 
 
 def _result(job, network, logits, metrics, seconds):
@@ -229,7 +297,6 @@ def _result(job, network, logits, metrics, seconds):
         "test_top5": round(top5, 4),
         "seconds": round(seconds, 2),
         "images_per_second": round(job.images_to_process / seconds, 2),
-        **({"weak_pretrain": job.weak_pretrain} if job.weak_pretrain else {}),
     }
 
 

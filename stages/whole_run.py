@@ -7,7 +7,6 @@ import json
 import shlex
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,17 +18,11 @@ from data.labelled import LabelledImages
 from data.pool import Pool, reopen_pool
 from presets import PRESETS
 
-from .dataset import cache_of, load_dataset
-from .finished import read_stage
-from .folder import STAGES, state_of
+from .folder import PARENT_FLAGS, STAGES, check_file, made_from, read_record, state_of
 from .inherit import INHERITED, inherit
+from .lifetime import read_stage
+from .prepare import TRAININGS, cache_of, load_dataset, training_of
 from .program import program
-from .records import check_file, read_record
-
-# The part of a Preset for each training.
-_TRAININGS = {"teacher": "teacher", "student": "student", "finetuned": "finetune"}
-# The flag that names the stage before, where it is not in the run's own folder.
-_PARENT_FLAG = {"samples": "teacher", "student": "selection", "finetuned": "student"}
 
 
 class Answers(NamedTuple):
@@ -101,15 +94,10 @@ def finished_stages(folder):
             f"`python main.py` for it first, or name another run folder"
         )
     if "teacher" not in found and "samples" in found:
-        elsewhere = _made_from(found["samples"].folder, found["samples"].config).parent
+        elsewhere = made_from(found["samples"].folder, found["samples"].config).parent
         if state_of(elsewhere) == "finished":
             found = {"teacher": read_stage(elsewhere, "teacher", "finetuned"), **found}
     return found
-
-
-def _made_from(folder, config):
-    """The file that the stage in `folder` was made from."""
-    return (folder / config["parent"]["path"]).resolve()
 
 
 def checked(path, parse):
@@ -150,7 +138,7 @@ def _read_answers(path, labelled):
 
 
 def _read_selection(run, stage, labelled, places):
-    run.pool = pool = reopen_pool(stage.config, *places)
+    run.pool = pool = reopen_pool(stage.config, *places, folder=stage.folder)
 
     def rows(path):
         names, label, score, rank = selection.read_selection(path, len(labelled.classes))
@@ -179,6 +167,8 @@ def _read_skipped(path, pool):
     with open(path, newline="", encoding="utf-8") as file:
         rows = [(name, reason) for name, reason in csv.reader(file)][1:]
     rows = [row for row in rows if not row[1].startswith("not used")]  # no entries of the pool
+    if any(source.inputs["kind"] == "shards" for source in pool.sources):
+        rows = []  # of remote shards only the selected images are here
     return rows, pool.positions([name for name, _ in rows])
 
 
@@ -198,28 +188,28 @@ def command_of(folder, config):
     if stage == "teacher":  # the later steps take these from the first
         usual = {name: getattr(preset, name) for name in INHERITED if hasattr(preset, name)}
         usual |= {"seed": 0, "data_dir": "datasets", "weights": None}
-        usual |= {"weak_pretrain": None, "linear": False, "member": 0}
+        usual |= {"linear": False, "member": 0}
     elif stage == "samples":
         usual = {"unlabeled": list(preset.unlabeled), "p": preset.p, "k": preset.k}
         usual |= {"min_score": 0.0, "strategy": "ranked", "keep_duplicates": False}
-        usual |= {"pool_size": None}
+        usual |= {"pool_size": None, "engine": None, "scores": None}
     elif stage == "student":
-        before = _made_from(folder / stage, config).parent / "config.json"
+        before = made_from(folder / stage, config).parent / "config.json"
         before = read_record(before) if before.exists() else config
         usual = {"soft_labels": False, "joint": False, "input_size": before["input_size"]}
     else:
         usual = {"linear": False}
     given = {name: config.get(name, value) for name, value in usual.items()}
     changed = {name: value for name, value in given.items() if value != usual[name]}
-    if stage in _TRAININGS:
-        recipe = vars(getattr(preset, _TRAININGS[stage]))
+    if stage in TRAININGS:
+        recipe = vars(training_of(preset, stage, config["dataset"]))
         given = config["training"].items()
         changed |= {name: value for name, value in given if recipe.get(name) != value}
     if config["parent"]:
-        parent = _made_from(folder / stage, config)
+        parent = made_from(folder / stage, config)
         more = [(folder / stage / it["path"]).resolve() for it in config.get("more_parents") or ()]
         if more or parent.parents[1] != folder.resolve():
-            changed[_PARENT_FLAG[stage]] = [path.as_posix() for path in (parent, *more)]
+            changed[PARENT_FLAGS[stage]] = [path.as_posix() for path in (parent, *more)]
     for name, value in changed.items():
         words += _flag(name, value)
     return words
@@ -283,27 +273,3 @@ def train_rival(argv=None):
     if code:
         raise SystemExit(code)
     print(shlex.join(["python", "-m", "report", folder, str(rival_folder(Path(folder)))]))
-
-
-# --- for TensorBoard ----------------------------------------------------------------------------
-
-
-def chain_settings(folder, config):
-    """What one changes in a chain, of the stage in `folder` and of those that it was made from: a
-    dict for the table of runs.  config: content of the stage's config.json
-    """
-    names = ("stage", "preset", "dataset", "seed", "labels_per_class", "input_size")
-    found = {name: config[name] for name in names}
-    while config:
-        if config["stage"] == "samples":
-            own = {name: config[name] for name in ("strategy", "p", "k")}
-        else:
-            recipe = {n: config["training"][n] for n in ("model", "learning_rate", "epochs")}
-            own = {f"{config['stage']} {name}": value for name, value in recipe.items()}
-        found = own | found
-        folder = config["parent"] and _made_from(folder, config).parent
-        config = None
-        if folder:
-            with suppress(OSError, ValueError):  # it has gone, or is damaged: no stage ends for it
-                config = read_record(folder / "config.json")
-    return {name: value for name, value in found.items() if value is not None}

@@ -134,8 +134,9 @@ def digits_run(tmp_path_factory):
 
 def make_digits_run(base):
     """The four stages on the built-in digits: the demo preset, with fewer labels and pixels."""
-    first = (f"--preset demo {SMALL} {SHORT}", "--data-dir", base / "data")
-    later = {"samples": ["--k 5"], "student": [SHORT], "finetuned": [SHORT]}
+    first = (f"--preset demo {SMALL} {SHORT} --learning-rate 0.05", "--data-dir", base / "data")
+    later = {"samples": ["--k 5"], "student": [SHORT]}
+    later["finetuned"] = [f"{SHORT} --learning-rate 0.005"]  # or it would follow so few images
     return _finished(base / "run", {"teacher": first, **later})
 
 

@@ -1,8 +1,10 @@
 """What a stage computes with: precision, threads; and what is answered before torch is imported."""
 
 import json
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ import ranking
 from data.augment import POLICIES
 from data.labelled import LABELLED_SETS
 from models.networks import build_model
-from stages import device, flags
+from presets import PRESETS
+from stages import device, flags, prepare
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -160,16 +163,25 @@ def test_help_and_typos_are_answered_before_torch_is_imported(script):
     assert wrong.stderr.count("\n") == 1
 
 
-def test_a_finished_stage_says_so_before_torch_is_imported(digits_run):
-    done = answer("main.py --preset demo --resume", "--run-dir", str(digits_run))
-    assert done.returncode == 0 and "finished already" in done.stdout, done.stderr
-
-
 # --- the preset for a GPU on a CPU --------------------------------------------------------------
 
 
-def test_the_large_preset_names_its_hours_before_it_reads_anything(refused, tmp_path):
-    flags = ["--preset", "cifar100", "--model", "resnet8", "--input-size", "32", "--device", "cpu"]
-    error = refused("teacher", tmp_path / "run", *flags, "--data-dir", tmp_path / "nowhere")
-    assert "hours" in error and "--preset lab" in error and "--yes" in error
-    assert not (tmp_path / "nowhere").exists()
+@pytest.mark.parametrize("preset", ["cifar100", "cifar100-paper"])
+def test_a_preset_for_a_gpu_names_its_days_before_it_reads_or_measures_anything(
+    refused, tmp_path, preset, monkeypatch
+):
+    monkeypatch.setattr(torch.optim.SGD, "step", None)  # nothing is trained for a guess
+    began = time.process_time()
+    error = refused("teacher", tmp_path / "run", "--preset", preset, "--data-dir", tmp_path / "no")
+    assert time.process_time() - began < 2
+    days = float(re.search(r"about ([0-9.]+) days", error)[1])
+    assert 0.1 < days * torch.get_num_threads() < 20
+    assert "no GPU" in error and preset in error and "--yes" in error
+    for name, time_it_takes in prepare.FOR_A_CPU.items():
+        assert f"{name} ({time_it_takes})" in error and name in PRESETS
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_preset_for_a_night_starts_without_being_asked_twice(refused, tmp_path):
+    flags = ["--preset", "cifar100-cpu", "--dataset", "folder", "--data-dir", tmp_path / "nowhere"]
+    assert "nowhere/train" in refused("teacher", tmp_path / "run", *flags)

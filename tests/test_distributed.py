@@ -1,8 +1,10 @@
 """Two processes do what one does: torchrun with gloo on this machine."""
 
+import datetime
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +35,37 @@ def finish(process):
     out, error = process.communicate(timeout=240)
     assert process.returncode == 0, error
     return out
+
+
+# --- joining --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"RANK": "1"}, {"WORLD_SIZE": "2"}, {"RANK": "first", "WORLD_SIZE": "2"}],
+    ids=str,
+)
+def test_an_environment_half_set_is_one_line(monkeypatch, refused, tmp_path, environment):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, text in environment.items():
+        monkeypatch.setenv(name, text)
+    error = refused("teacher", tmp_path / "run", "--preset demo")
+    assert "RANK is" in error and "WORLD_SIZE is" in error and "torchrun" in error
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_whose_launcher_is_gone_gives_up(monkeypatch, refused, tmp_path, rank):
+    """Rank 0 waits for the others, rank 1 for the first."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_PORT": str(port)}
+    for name, text in (environment | {"MASTER_ADDR": "127.0.0.1"}).items():
+        monkeypatch.setenv(name, text)
+    monkeypatch.setattr(distributed, "JOINING", datetime.timedelta(seconds=1))
+    error = refused("teacher", tmp_path / "run", "--preset demo")
+    assert f"process {rank} of 2 has not found all others" in error
 
 
 # --- engine -------------------------------------------------------------------------------------
@@ -105,7 +138,7 @@ def test_shares_are_whole_chunks_and_cover_everything_once(monkeypatch, count, s
 def test_torchrun_leaves_the_flags_behind_the_dashes_alone():
     """Without them it takes --p for a short form of its own --print-completion."""
     process = launch(ROOT / "make_sample_data.py", "--p", "0")
-    assert "make_sample_data.py: argument --p: must be 1 or more" in process.communicate()[1]
+    assert "argument --p: must be 1 or more" in process.communicate()[1]
 
 
 # --- the four steps -----------------------------------------------------------------------------

@@ -7,13 +7,16 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 import torch
 import torchvision
 
 import main
-from stages.signals import Interrupted
+from presets import Training
+from stages import training
+from stages.program import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -135,6 +138,23 @@ def test_an_unknown_model_gets_the_names_there_are(tmp_path, refused):
     assert "resnet9000" in error and "resnet50" in error and "resnet8" in error
 
 
+def test_a_batch_of_one_is_refused_where_there_is_batch_norm(tmp_path, folder_flags, refused):
+    error = refused("teacher", tmp_path / "run", *folder_flags, "--batch-size 1")
+    assert "--batch-size" in error and "batch norm" in error
+
+
+def test_a_batch_of_one_is_fine_without_batch_norm_or_where_it_is_not_trained():
+    network, recipe = torch.nn.Linear(2, 2), Training(batch_size=1)
+    training.check_batches(network, recipe, 5)
+    norm = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
+    with pytest.raises(ValueError, match="batch norm needs two"):
+        training.check_batches(norm, recipe, 5)
+    with pytest.raises(ValueError, match="batch norm needs two"):  # one image is all there is
+        training.check_batches(norm, Training(batch_size=8), 1)
+    norm.requires_grad_(False)  # --linear: it computes as in evaluation
+    training.check_batches(norm, recipe, 5)
+
+
 def test_more_labels_than_there_are_is_an_error(tmp_path, refused, folder_flags):
     flags = (*folder_flags, "--labels-per-class 13")
     assert "--labels-per-class" in refused("teacher", tmp_path / "run", *flags)
@@ -192,17 +212,14 @@ def test_starting_weights_must_be_weights(tmp_path, refused, folder_flags, conte
 # --- inheritance --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", ["samples", "student", "finetuned"])
+CONTRADICTIONS = ("--seed 1", "--dataset digits", "--input-size 16", "--preset lab")
+CONTRADICTIONS += ("--labels-per-class 4", "--val-per-class 3")
+OWN = ("student", "--input-size 16")  # the student may have another one
+
+
 @pytest.mark.parametrize(
-    "words",
-    [
-        "--seed 1",
-        "--dataset digits",
-        "--input-size 16",
-        "--preset lab",
-        "--labels-per-class 4",
-        "--val-per-class 3",
-    ],
+    "stage, words",
+    sorted(set(product(("samples", "student", "finetuned"), CONTRADICTIONS)) - {OWN}),
 )
 def test_a_flag_that_contradicts_the_stage_before_is_refused(run_before, refused, stage, words):
     error = refused(stage, run_before(stage), words)
@@ -278,7 +295,7 @@ def test_resume_refuses_data_that_changed_after_the_stage_began(
     shutil.copytree(folder_data, data, ignore=shutil.ignore_patterns("cache"))
     own = (*folder_flags, "--data-dir", data)
     with monkeypatch.context() as patch:
-        patch.setattr("stages.signals.interruption", lambda: 15)
+        patch.setattr("stages.program.interruption", lambda: 15)
         assert step("teacher", run, *own) == 143
     (data / "train" / "ant" / "3.png").unlink()
     error = refused("teacher", run, *own, "--resume")
@@ -447,7 +464,8 @@ def test_a_decode_cache_on_a_full_disk_is_no_wrong_flag(
 ):
     data = shutil.copytree(folder_data, tmp_path / "data", ignore=shutil.ignore_patterns("cache"))
     with files_of_at_most(1000):
-        code = step("teacher", tmp_path / "run", *folder_flags, "--data-dir", data)
+        places = ("--data-dir", data, "--cache-dir", data / "cache")
+        code = step("teacher", tmp_path / "run", *folder_flags, *places)
     error = capfd.readouterr().err
     assert (code, error.count("\n")) == (1, 1) and "cache" in error
     assert not list((data / "cache").iterdir()) and not (tmp_path / "run").exists()
@@ -480,7 +498,7 @@ def test_ctrl_c_before_the_work_begins_stops_at_once_and_changes_nothing(
     def interrupted(*arguments):
         raise Interrupted(2)
 
-    monkeypatch.setattr("stages.dataset.load_labelled", interrupted)
+    monkeypatch.setattr("stages.prepare.load_labelled", interrupted)
     assert step("teacher", tmp_path / "run", *folder_flags) == 130
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "run").exists()

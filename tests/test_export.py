@@ -22,7 +22,7 @@ from data.augment import Normalise
 from engine import predict
 from files import write_json
 from stages import checkpoint
-from stages.records import hashes_of, read_record, sealed
+from stages.folder import hashes_of, read_record, sealed
 
 ROOT = str(Path(__file__).parents[1])
 

@@ -21,7 +21,7 @@ from engine import TrainState, fit, predict
 from models.networks import build_model
 from presets import Training
 from ranking import STRATEGIES, Selector
-from stages import evaluation
+from stages import training
 from topk import TopK
 
 CUDA = torch.device("cuda", 0)
@@ -206,14 +206,14 @@ def test_a_prediction_waits_for_nothing(watch, where):
 @pytest.mark.parametrize("count", [4, 30])
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_an_evaluation_is_waited_for_once(watch, monkeypatch, count, ema_decay):
-    monkeypatch.setattr(evaluation, "EVALUATED", 4)
+    monkeypatch.setattr(training, "EVALUATED", 4)
     state = TrainState(network(), Training(ema_decay=ema_decay))
     images, prepare = Images([pictures(count)]), normalise()
     watch.waits = []
-    logits = evaluation.evaluate(state, images, prepare)
+    logits = training.evaluate(state, images, prepare)
     assert logits.device.type == "cpu" and len(logits) == count
     assert len(watch.waits) == 1
-    evaluation.test_once(state, images, prepare)
+    training.test_once(state, images, prepare)
     assert len(watch.waits) == 1 + 2  # logits and features
 
 

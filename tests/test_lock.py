@@ -1,6 +1,7 @@
 """One writer to a stage's folder at a time; a dead one is in nobody's way."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from stages.lock import NAME, fcntl, only_writer, take_lock
+from stages import program, training
+from stages.folder import LOCK, fcntl, only_writer, take_lock
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +20,8 @@ pytestmark = pytest.mark.skipif(fcntl is None, reason="no locks on this system")
 
 HOLD = """
 import pathlib, sys, time
-from stages.lock import take_lock
+from stages import program, training
+from stages.folder import take_lock
 lock = take_lock(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -28,7 +31,7 @@ time.sleep(60)
 @pytest.fixture
 def holder(tmp_path):
     """Another process that writes to tmp_path/run/teacher."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run/teacher" / NAME)]
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run/teacher" / LOCK)]
     pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, env=environment, stdout=pipe, text=True) as process:
         assert process.stdout.readline() == "held\n"
@@ -48,25 +51,14 @@ def test_a_second_writer_is_refused_and_told_of_the_first(
     assert names(refused("teacher", tmp_path / "run", *folder_flags, flags), holder)
 
 
-def test_a_second_writer_is_refused_before_torch_is_imported(holder, tmp_path):
-    block = "import sys; sys.modules['torch'] = None\n"  # to import it raises ImportError
-    run = f"import runpy; sys.argv = ['main.py', '--run-dir', {str(tmp_path / 'run')!r}]\n"
-    code = block + run + f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 2 and names(done.stderr, holder), done.stderr
-
-
 @pytest.mark.usefixtures("quick")
 def test_the_lock_of_a_killed_process_blocks_nobody(holder, tmp_path, step, folder_flags):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
     run = tmp_path / "run"
-    assert (run / "teacher" / NAME).exists()
+    assert (run / "teacher" / LOCK).exists()
     assert step("teacher", run, *folder_flags, "--epochs 1") == 0
-    assert not (run / "teacher" / NAME).exists()
+    assert not (run / "teacher" / LOCK).exists()
 
 
 def test_a_folder_that_nothing_was_written_to_is_not_left_behind(tmp_path):
@@ -81,7 +73,7 @@ def test_a_folder_that_nothing_was_written_to_is_not_left_behind(tmp_path):
 
 def test_a_lock_file_that_its_holder_removes_just_then_locks_nobody_in(tmp_path, monkeypatch):
     """Opened before its holder has removed it, locked after: the next one would make a new file."""
-    path, flock = tmp_path / NAME, fcntl.flock
+    path, flock = tmp_path / LOCK, fcntl.flock
 
     def late(*arguments):
         monkeypatch.undo()
@@ -92,6 +84,49 @@ def test_a_lock_file_that_its_holder_removes_just_then_locks_nobody_in(tmp_path,
     lock = take_lock(path)
     assert take_lock(path) is None
     os.close(lock)
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "pipe", "folder"])
+def test_what_is_no_lock_file_is_neither_followed_nor_overwritten(
+    tmp_path, refused, folder_flags, kind
+):
+    precious, path = tmp_path / "precious", tmp_path / "run/teacher" / LOCK
+    path.parent.mkdir(parents=True)
+    precious.write_text("keep me")
+    make = {
+        "link": lambda: path.symlink_to(precious),
+        "second name": lambda: os.link(precious, path),
+    }
+    make |= {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
+    make["dangling link"] = lambda: path.symlink_to(tmp_path / "nothing")
+    make[kind]()
+    error = refused("teacher", tmp_path / "run", *folder_flags)
+    assert f"{path} is no file that a step has made" in error
+    assert precious.read_text() == "keep me" and not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("stage", ["teacher", "samples"])
+def test_a_stage_whose_folder_was_removed_writes_nothing_more(
+    run_before, stage_flags, step, capsys, monkeypatch, stage, again
+):
+    """`rm -rf RUN` while the stage runs, and perhaps the same step once more."""
+    run = run_before(stage)
+    folder = run / stage
+
+    def removed():
+        shutil.rmtree(folder, ignore_errors=True)
+        if again:
+            folder.mkdir()
+            (folder / LOCK).write_text("somebody else's")
+
+    monkeypatch.setattr(training, "LOOK_SECONDS", -1)
+    monkeypatch.setattr(program, "interruption", removed)
+    assert step(stage, run, *stage_flags[stage]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"{folder} was removed or replaced" in error
+    assert [path.name for path in run.glob(f"{stage}/*")] == ([LOCK] if again else [])
 
 
 def test_a_disk_without_locks_is_named_and_stops_nobody(tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # as a program
-from stages.config import instruction_set
+from stages.device import instruction_set
 from trials.runs import NUMBERS
 
 FILE = Path(__file__).with_name("numbers.json")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.config import versions
+from stages.prepare import versions
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("tests", "benchmarks")  # need what requirements-dev.txt brings

@@ -22,8 +22,9 @@ from report import page as page_of_runs
 from report.__main__ import main
 from report.mcnemar import paired_difference
 from stages.folder import STAGES as STAGES_AND_FILES
-from stages.records import read_record, sealed
-from stages.whole_run import chain_settings, command_of, read_run, rival_of
+from stages.folder import read_record, sealed
+from stages.lifetime import chain_settings
+from stages.whole_run import command_of, read_run, rival_of
 
 VOID = {"meta", "link", "img", "input", "br"}
 TRAININGS = ("teacher", "student", "finetuned")

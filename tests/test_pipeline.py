@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import student_train
 from data import selection
 from data.images import Images
+from presets import PRESETS
 
 TRAINED = ("teacher", "student", "finetuned")
 STAGES = ("teacher", "samples", "student", "finetuned")
@@ -78,29 +79,40 @@ def test_config_holds_every_setting_the_versions_and_the_inputs(digits_run, stag
 
 
 @pytest.mark.parametrize(
-    "flags, rate",
+    "flags, batch, rate",
     [
-        (("--batch-size", 64), 0.1),  # the preset's 0.05 goes with 32
-        (("--batch-size", 64, "--learning-rate", 0.02), 0.02),
-        (("--epochs", 1), 0.05),
+        ("--batch-size 64", 64, 0.1),  # the preset's 0.05 goes with 32
+        ("--batch-size 64 --learning-rate 0.02", 64, 0.02),
+        ("--batch-size 4096", 100, 0.05 * 100 / 32),  # 50 images in two passes
+        ("--batch-size 4096 --learning-rate 0.02", 100, 0.02),
+        ("--labels-per-class 1 --passes 2", 20, 0.05 * 20 / 32),  # fewer than the preset's batch
+        ("", 32, 0.05),
     ],
 )
-def test_a_batch_size_alone_scales_the_learning_rate(
-    tmp_path, step, quick, digits_run, flags, rate
+def test_the_learning_rate_follows_the_batch_that_there_is(
+    tmp_path, step, quick, digits_run, flags, batch, rate
 ):
     data = read(digits_run / "teacher/config.json")["data_dir"]
-    short = (
-        "--preset demo --data-dir",
-        data,
-        "--input-size",
-        8,
-        "--epochs",
-        1,
-        "--passes",
-        1,
-    )
-    assert step("teacher", tmp_path, *short, *flags) == 0
-    assert read(tmp_path / "teacher/config.json")["training"]["learning_rate"] == rate
+    short = ("--preset demo --input-size 8 --epochs 1 --passes 2 --data-dir", data)
+    assert step("teacher", tmp_path, *short, flags) == 0
+    recipe = read(tmp_path / "teacher/config.json")["training"]
+    assert (recipe["batch_size"], recipe["learning_rate"]) == (batch, rate)
+
+
+@pytest.mark.parametrize("stage", ["student", "finetuned"])
+def test_the_learning_rate_follows_few_rows_and_few_labels_too(run_before, step, quick, stage):
+    """Also where --resume names the batch that was asked for once more."""
+    run, flags = run_before(stage), ("--epochs 1 --passes 1", "--batch-size 1000")
+    preset = PRESETS["demo"]
+    usual = preset.student if stage == "student" else preset.finetune
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.program.interruption", lambda: 15)
+        assert step(stage, run, *flags) == 143
+    assert step(stage, run, *flags, "--resume") == 0
+    rows = read(run / "samples/result.json")["selected"] if stage == "student" else 12
+    recipe = read(run / stage / "config.json")["training"]
+    assert recipe["batch_size"] == rows
+    assert recipe["learning_rate"] == usual.learning_rate * rows / usual.batch_size
 
 
 @pytest.mark.parametrize("child", STAGES[1:])
@@ -248,7 +260,7 @@ def test_step_4_changes_no_other_stage_and_repeats_with_the_same_seed(
     shutil.copytree(digits_run, run)
     shutil.rmtree(run / "finetuned")
     before = snapshot(run)
-    assert step("finetuned", run, "--epochs 1 --passes 1") == 0
+    assert step("finetuned", run, "--epochs 1 --passes 1 --learning-rate 0.005") == 0
     after = snapshot(run)
     assert {name: after[name] for name in before} == before
     again, first = model_of(run / "finetuned"), model_of(digits_run / "finetuned")

@@ -312,7 +312,7 @@ def test_too_little_memory_is_one_line(ask, stage, photos, monkeypatch, shortage
 
     monkeypatch.setattr(predict, "classify", fail)
     code, _, error = ask(photos, "--checkpoint", stage)
-    assert (code, error.count("\n")) == (1, 1) and "too little left" in error
+    assert (code, error.count("\n")) == (1, 1) and "too little memory" in error
 
 
 @pytest.mark.slow

@@ -13,10 +13,9 @@ import pytest
 import torch
 from conftest import assert_same_training, metrics_of, result_of, words_of
 
-import main
 from presets import Training
-from stages import checkpoint, signals, training
-from stages.flags import answer_early
+from stages import checkpoint, prepare, program, training
+from stages.folder import read_record
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("teacher", "samples", "student", "finetuned")
@@ -38,7 +37,7 @@ def stop_after(monkeypatch):
     def arm(looks):
         asked = count(1)
         answer = lambda: signal.SIGTERM if next(asked) >= looks else None  # noqa: E731
-        monkeypatch.setattr(signals, "interruption", answer)
+        monkeypatch.setattr(program, "interruption", answer)
 
     return arm
 
@@ -144,7 +143,6 @@ def test_a_selection_killed_in_the_middle_is_finished_by_resume(
 
 KILLED_TRAINING = """
 import os, signal, sys
-import main
 from stages import lifetime, training
 training.LOOK_SECONDS = training.SAVE_SECONDS = -1  # a save after every step
 epoch = lifetime.StageLog.epoch
@@ -284,6 +282,76 @@ def test_a_line_logged_after_the_last_save_is_not_logged_twice(
     assert_same_training(run / "teacher", folder_run / "teacher")
 
 
+# --- only its own state --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(run_before, step, stage_flags, stop_after, every_step, tmp_path):
+    """stopped(stage, name, *flags) -> a run whose stage is stopped and saved."""
+
+    def begin(stage, name, *flags):
+        run = shutil.copytree(tmp_path / "run", tmp_path / name, dirs_exist_ok=True)
+        stop_after(1 if stage == "samples" else 3)
+        assert step(stage, run, *stage_flags[stage], *flags) == 143
+        stop_after(10**9)
+        return run
+
+    return begin
+
+
+@pytest.mark.parametrize("stage", ["teacher", "samples", "finetuned"])
+def test_the_state_of_another_stage_is_refused(run_before, stopped, refused, stage_flags, stage):
+    run_before(stage)
+    seed = ["--seed", "1"] if stage == "teacher" else []
+    run, other = stopped(stage, "one"), stopped(stage, "other", *seed)
+    shutil.copyfile(other / stage / "resume.pt", run / stage / "resume.pt")
+    error = refused(stage, run, *stage_flags[stage], "--resume")
+    assert f"{run / stage / 'resume.pt'} is not the state that this stage has saved" in error
+
+
+WRONG = [
+    {"epoch": "one"}, {"epoch": -1}, {"epoch": 10**9}, {"batch": 10**6}, {"step": 0},
+    {"images": None}, {"sums": 3}, {"optimizer": {}}, {"model": {}}, {"rate": []},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("field", [*WRONG, "seconds", "log", "metrics", "fit", "stage"], ids=str)
+def test_a_state_with_wrong_fields_is_named(run_before, stopped, refused, stage_flags, field):
+    run_before("teacher")
+    run = stopped("teacher", "one")
+    path = run / "teacher/resume.pt"
+    state = torch.load(path, weights_only=True)
+    if isinstance(field, dict):
+        state["fit"] |= field
+    else:
+        state[field] = ["wrong"]
+    torch.save(state, path)
+    error = refused("teacher", run, *stage_flags["teacher"], "--resume")
+    assert f"{path} is not the state" in error and "--overwrite" in error
+
+
+@pytest.mark.parametrize("stage", ["teacher", "samples"])
+def test_what_has_changed_around_a_resumed_stage_is_said_and_recorded(
+    run_before, stopped, step, stage_flags, stage, monkeypatch, capsys
+):
+    run_before(stage)
+    now = prepare.versions()
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "versions", lambda: now | {"torch": "2.0", "project": "an older"})
+        patch.setattr(prepare, "device_name", lambda device: "another CPU, AVX2")
+        run = stopped(stage, "run")
+    capsys.readouterr()
+    assert step(stage, run, *stage_flags[stage], "--resume") == 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"torch is {now['torch']}, was 2.0" in error
+    assert "project is" in error and "was another CPU, AVX2" in error
+    config, result = (read_record(run / stage / name) for name in ("config.json", "result.json"))
+    assert config["versions"]["torch"] == "2.0"
+    assert config["resumed"] == result["resumed"]
+    (part,) = config["resumed"]
+    assert part["versions"] == now and part["device_name"] != config["device_name"]
+
+
 # --- real signals -------------------------------------------------------------------------------
 
 SLOWLY = """
@@ -385,15 +453,12 @@ def test_resume_of_a_finished_stage_says_so_and_keeps_it(
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_resume_of_a_finished_stage_removes_what_a_kill_at_its_very_end_has_left(
-    run_copy, step, snapshot, stage_flags, stage, monkeypatch
+    run_copy, step, snapshot, stage_flags, stage
 ):
     before, folder = snapshot(run_copy), run_copy / stage
     for name in ("resume.pt", "resume-1.pt", "scores-0.bin", "model.pt.partial-rose-1", "lock"):
         (folder / name).write_bytes(b"left")
     (folder / "pictures.partial-rose-1").mkdir()  # an export's, which another program may write
-    monkeypatch.setattr("stages.flags.from_the_start", lambda: None)
-    monkeypatch.setattr(sys, "argv", ["main.py", "--run-dir", str(run_copy), "--resume"])
-    answer_early(main.parse, lambda _: stage)  # leaves it to the step, which has the lock
     assert step(stage, run_copy, *stage_flags[stage], "--resume") == 0
     (folder / "pictures.partial-rose-1").rmdir()
     assert snapshot(run_copy) == before
@@ -434,7 +499,7 @@ def test_an_overwrite_cut_short_leaves_nothing_that_looks_finished(
 
     def last_breath(path, *arguments, **options):
         unlink(path, *arguments, **options)
-        raise signals.Interrupted(signal.SIGTERM)
+        raise program.Interrupted(signal.SIGTERM)
 
     monkeypatch.setattr(Path, "unlink", last_breath)
     assert step("teacher", run_copy, *stage_flags["teacher"], "--overwrite") == 143

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import assert_same_training
 
-from stages import evaluation
+from stages import training
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,20 +24,21 @@ def start(*words, path=ROOT):
     return process
 
 
+@pytest.mark.parametrize("script", ["main.py", "study.py"])
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_program_that_imports_ends_in_one_line(tmp_path, signum, code):
+def test_a_program_that_imports_ends_in_one_line(tmp_path, script, signum, code):
     (tmp_path / "torch.py").write_text("import time; print('here', flush=True); time.sleep(60)")
-    process = start(ROOT / "main.py", "--run-dir", tmp_path / "run", path=tmp_path)
+    process = start(ROOT / script, path=tmp_path)
     process.send_signal(signum)
     _, error = process.communicate(timeout=20)
-    assert (process.returncode, error) == (code, f"main.py: stopped by {signum.name}\n")
+    assert (process.returncode, error) == (code, f"{script}: stopped by {signum.name}\n")
 
 
 # A mutex that its holder locks again: no signal gets a thread out of that, nor Python's handler in.
 # (Signals that come before it is locked again are handled as a program does.)
 STUCK = """
 import ctypes
-from stages.signals import Interrupted, handled, saving_first, stopped
+from stages.program import Interrupted, handled, saving_first, stopped
 mutex, lock = ctypes.create_string_buffer(128), ctypes.CDLL(None).pthread_mutex_lock
 try:
     with handled(), saving_first():
@@ -70,7 +71,7 @@ def test_an_evaluation_is_cut_short_and_made_again_by_resume(
         raise AssertionError("it goes on")
         yield
 
-    monkeypatch.setattr(evaluation, "predict", interrupted)
+    monkeypatch.setattr(training, "predict", interrupted)
     assert step("teacher", tmp_path, *stage_flags["teacher"]) == 143
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "teacher/resume.pt").exists()

@@ -92,8 +92,8 @@ def test_holm(ps, adjusted):
 )
 def test_difference_and_its_mirror(ours, verdict, no_gain):
     arms = {"ours": ours, "rival": [30.0, 31.0, 32.0]}
-    assert judge(Difference(0.5, ("ours",), ("rival",)), **arms).verdict == verdict
-    assert judge(NoGain(0.5, ("ours",), ("rival",)), **arms).verdict == no_gain
+    assert judge(Difference(0.5, "ours", "rival"), **arms).verdict == verdict
+    assert judge(NoGain(0.5, "ours", "rival"), **arms).verdict == no_gain
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_difference_and_its_mirror(ours, verdict, no_gain):
     ],
 )
 def test_same(ours, verdict):
-    test = Same(1.0, ("ours",), ("rival",))
+    test = Same(1.0, "ours", "rival")
     assert judge(test, ours=ours, rival=[30.0, 31.0, 32.0]).verdict == verdict
 
 
@@ -119,7 +119,7 @@ def test_same(ours, verdict):
     ],
 )
 def test_trend(c, verdict):
-    test = Trend(1.0, ("a", "b", "c"))
+    test = Trend(1.0, "a", "b", "c")
     arms = {"a": [30.0, 31.0, 32.0], "b": [32.0, 33.0, 34.0], "c": c}
     outcome = judge(test, **arms)
     assert outcome.verdict == verdict
@@ -149,13 +149,13 @@ def test_a_peak_needs_both_flanks(last, verdict):
 def test_a_gain_is_compared_with_a_gain(linear, verdict):
     arms = {"full": [41.0, 42.0, 43.1], "its rival": [40.0, 41.0, 42.0]}  # about +1
     arms |= {"linear": linear, "rival": [30.0, 31.0, 32.0]}
-    outcome = judge(LargerGain(0.5, ("linear", "rival"), ("full", "its rival")), **arms)
+    outcome = judge(LargerGain(0.5, "linear", "rival", "full", "its rival"), **arms)
     assert outcome.verdict == verdict
     assert outcome.contrasts[0].name == "gain of linear - gain of full"
 
 
 def test_no_verdict_before_all_registered_seeds_are_there():
-    test = Difference(0.5, ("ours",), ("rival",))
+    test = Difference(0.5, "ours", "rival")
     assert judge(test, ours=[31.0, 32.0], rival=[30.0, 31.0, 32.1]).verdict == "unfinished"
     assert judge(test, rival=[30.0, 31.0, 32.0]).verdict == "unfinished"
 
@@ -166,7 +166,7 @@ def test_candidates_are_chosen_on_validation_images_and_compared_on_test_images(
         "lucky": {s: (40.0, 90.0 + s) for s in range(4)},  # best on test, which nobody looks at
         "rival": {s: (0.0, 5.0 + s + 0.1 * (s == 1)) for s in range(4)},
     }
-    test = Difference(0.5, ("lucky", "modest"), ("rival",))
+    test = Difference(0.5, ("lucky", "modest"), "rival")
     outcome = test.judge(Table(accuracies), range(4), range(2))
     assert outcome.contrasts[0].name == "modest - rival"
     assert outcome.contrasts[0].mean == pytest.approx(5 - 0.1 / 4)
@@ -179,13 +179,13 @@ def test_candidates_are_chosen_on_validation_images_and_compared_on_test_images(
 
 
 def test_an_effect_that_the_range_ends_too_early_for_is_not_reached():
-    test = Difference(0.5, ("early",), ("late",), part="a peak", ruled_out="not reached")
+    test = Difference(0.5, "early", "late", part="a peak", ruled_out="not reached")
     assert judge(test, early=[30.0, 31.0, 32.0], late=[32.0, 33.1, 34.0]).verdict == "not reached"
     assert judge(test, early=[33.0, 34.1, 35.0], late=[32.0, 33.1, 34.0]).verdict == "confirmed"
 
 
 def test_arms_without_any_difference_are_idle_and_test_nothing():
-    test, same = Same(1.0, ("P = 5",), ("P = 10",)), [30.0, 31.0, 32.0]
+    test, same = Same(1.0, "P = 5", "P = 10"), [30.0, 31.0, 32.0]
     outcome = judge(test, **{"P = 5": same, "P = 10": same})
     assert outcome.verdict == "idle at this K" and outcome.p is None
     assert judge(test, **{"P = 5": [30.0, 31.0, 32.01], "P = 10": same}).verdict == "confirmed"
@@ -195,16 +195,16 @@ def test_arms_without_any_difference_are_idle_and_test_nothing():
 def test_p_is_below_5_percent_where_the_interval_says_so(seed):
     rng = np.random.default_rng(seed)
     arms = {"ours": rng.normal(30.7, 0.5, 3), "rival": rng.normal(30, 0.5, 3)}
-    outcome = judge(Difference(0.5, ("ours",), ("rival",)), **arms)
+    outcome = judge(Difference(0.5, "ours", "rival"), **arms)
     (contrast,) = outcome.contrasts
     assert outcome.p == pytest.approx(stats.ttest_rel(*arms.values()).pvalue)
     assert (outcome.p < 0.05) == (contrast.low > 0 or contrast.high < 0)
-    same = judge(Same(2.0, ("ours",), ("rival",)), **arms)
+    same = judge(Same(2.0, "ours", "rival"), **arms)
     assert (same.p < 0.05) == (same.verdict == "confirmed")
 
 
 def test_every_outcome_names_its_arms_and_an_unfinished_one_has_p_1():
-    test = Difference(0.5, ("ours",), ("rival", "other"))
+    test = Difference(0.5, "ours", ("rival", "other"))
     outcome = judge(test, ours=[31.0, 32.0, 33.0])
     assert (outcome.verdict, outcome.p, outcome.arms) == ("unfinished", 1.0, ("ours", "rival"))
     better = judge(test, ours=[1.0, 2.0, 4.0], rival=[0.0, 1.0, 2.0], other=[1.0, 1.0, 2.0])
@@ -212,6 +212,6 @@ def test_every_outcome_names_its_arms_and_an_unfinished_one_has_p_1():
 
 
 def test_one_seed_is_no_verdict():
-    outcome = judge(Difference(0.5, ("ours",), ("rival",)), [0], [0], ours=[31.0], rival=[30.0])
+    outcome = judge(Difference(0.5, "ours", "rival"), [0], [0], ours=[31.0], rival=[30.0])
     assert (outcome.verdict, outcome.p) == ("one seed", None)
     assert outcome.contrasts[0].differences == (1.0,)

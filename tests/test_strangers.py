@@ -31,7 +31,7 @@ from data.listing import LOST, Names, list_folder, list_tars
 from data.pool import Pool, open_pool, reopen_pool
 from data.sources import absolute, open_sources
 from data.splits import split
-from stages.dataset import cache_of
+from stages.prepare import cache_of
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs POSIX names and links")
 

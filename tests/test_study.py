@@ -52,14 +52,10 @@ def test_every_claim_can_be_run_judged_and_drawn(name):
     least = {"cifar10": 7, "cifar100-cpu": 1}.get(name, 10)
     assert len({claim.name for claim in found}) == len(found) >= least
     for claim in found:
-        known = {arm.name for arm in claim.arms}
-        tested = {arm for test in claim.tests for side in test.sides() for arm in side}
-        drawn = {arm for points in claim.plot.ours.values() for _, arm in points}
-        drawn = {one for arm in drawn for one in (arm if isinstance(arm, tuple) else (arm,))}
-        assert tested and tested <= known and drawn <= known, claim.name
-        assert claim.plot.zero in {"", *known} and claim.beside in {"", *(c.name for c in found)}
+        assert claim.words and claim.paper and claim.tests and claim.rows
+        assert claim.beside in {"", *(other.name for other in found)}
         assert claim.bears.startswith(("yes: ", "only in kind: ", "no: ")), claim.name
-        assert all(";" not in arm for arm in known)
+        assert all(";" not in arm.name for arm in claim.arms)
         assert claim.seeds >= 3 or claim.name == "card"  # one chain, which is no verdict
         assert all(test.smallest > 0 for test in claim.tests)
     assert sum(claim.primary for claim in found) == 1
@@ -77,12 +73,47 @@ def test_the_headline_has_six_seeds_and_a_rival_with_more_settings_than_we_have(
     headline = claims.claims("lab")[0]
     (test,) = headline.tests
     assert headline.name == "pipeline" and headline.seeds == 6
-    assert len(test.rival) > len(test.ours) > 1
+    candidates, rivals = test.sides
+    assert len(rivals) > len(candidates) > 1
     arms = planner("lab")
-    ours = {arms.compute(arm) for arm in test.ours}
+    ours = {arms.compute(arm) for arm in candidates}
     assert len(ours) == 1  # whichever is chosen, the rival's compute is its
-    assert all(arms.compute(arm) <= 1.1 * max(ours) for arm in test.rival)
-    assert sum(arms.compute(arm) >= max(ours) for arm in test.rival) >= 3
+    assert all(arms.compute(arm) <= 1.1 * max(ours) for arm in rivals)
+    assert sum(arms.compute(arm) >= max(ours) for arm in rivals) >= 3
+
+
+def test_what_a_claim_names_is_listed_once_and_what_it_says_is_its_docstring():
+    claim = {claim.name: claim for claim in claims.claims("study")}["fine-tuning"]
+    assert claim.words == "A student needs fine-tuning on true labels."
+    assert claim.paper.startswith("Table 2: +2.7") and claim.paper.endswith("supervised one")
+    assert [arm.name for arm in claim.arms] == ["pipeline", "pipeline before fine-tuning"]
+    assert claim.tests[0].sides == (("pipeline",), ("pipeline before fine-tuning",))
+
+
+def test_the_digest_is_of_arms_tests_and_seeds_in_whatever_order():
+    claim = claims.claims("study")[0]
+    assert replace(claim, words="Other words.", more=(), bears="").digest == claim.digest
+    assert replace(claim, rows=dict(reversed(claim.rows.items()))).digest == claim.digest
+    assert replace(claim, seeds=7).digest != claim.digest
+    assert replace(claim, tests=claims.claims("study")[1].tests).digest != claim.digest
+    longer = claims.PIPELINE.but("longer", student={"epochs": Images(2)})
+    assert replace(claim, rows=claim.rows | {"longer": longer}).digest != claim.digest
+
+
+def test_every_figure_of_the_paper_stands_beside_a_row_of_ours():
+    with open(ROOT / "paper.csv", encoding="utf-8", newline="") as file:
+        reported = {(line["claim"], line["row"]) for line in csv.DictReader(file)}
+    presets = reversed(NAMES)  # the demo, which has fewer rows, first
+    found = {claim.name: claim for name in presets for claim in claims.claims(name)}
+    assert reported == {(name, row) for name in found for row in found[name].reported}
+    assert all(found[name].reported.keys() <= found[name].rows.keys() for name in found)
+    assert found["fine-tuning"].reported == {"fine-tuned": pytest.approx(3.2)}
+
+
+def test_an_arm_but_for_some_changes_keeps_the_others():
+    arm = Arm("a", {"epochs": 2}, student={"k": 1}).but("b", student={"p": 2}, further={}, ends="x")
+    assert (arm.name, arm.teacher, arm.student) == ("a, b", {"epochs": 2}, {"k": 1, "p": 2})
+    assert (arm.further, arm.ends) == ({}, "x")
 
 
 def test_digits_are_toys_and_have_no_claim_about_all_labels():
@@ -210,16 +241,24 @@ def test_a_joint_training_has_the_images_of_both_and_one_step_less():
 
 def test_tags_are_part_of_the_compute():
     arms = planner("study")
-    (weak,) = arms.run("weak", 0).chain()
+    tags, weak = arms.run("weak", 0).chain()
     (teacher,) = arms.run("teacher", 0).chain()
-    assert flags(weak) == {"--weak-pretrain": "tiny-imagenet", "--weak-epochs": "4"}
-    assert weak.images == teacher.images + 4 * 90_000
-    assert arms.run("semi-weak", 0).chain()[0].identity == weak.identity
-    result = {"seconds": 20.5, "images_processed": teacher.images}
-    result["weak_pretrain"] = {"seconds": 30, "images_processed": 4 * 90_000}
-    row = row_of(weak, result, CONFIG)
-    assert (row["images"], row["seconds"]) == (str(weak.images), "50.5")
-    assert row["multiply_adds"] == str(weak.multiply_adds)
+    assert flags(tags) == {"--dataset": "tags:tiny-imagenet", "--passes": "1"}  # and 4 epochs
+    assert (tags.images, weak.images, weak.flags) == (4 * 90_000, teacher.images, ())
+    assert arms.compute("weak") == tags.multiply_adds + teacher.multiply_adds
+    assert arms.run("semi-weak", 0).chain()[1].identity == weak.identity != teacher.identity
+
+
+def test_a_teacher_after_tags_is_found_where_it_was_one_run_with_them(capsys):
+    study.main(["--commands", "weak"])
+    tags, weak = capsys.readouterr().out.splitlines()
+    assert "main.py --run-dir runs/again/tags " in tags and "--dataset tags:tiny-imagenet" in tags
+    assert "main.py --run-dir runs/again " in weak
+    assert "--weights runs/again/tags/teacher/model.pt" in weak and "weak" not in weak
+    whole = [row for row in read_rows(ROOT / "results/runs.csv") if row["arms"] == "weak"]
+    runs = [planner("study").run("weak", int(row["seed"])) for row in whole]
+    assert [row["key"] for row in whole] == [run.key for run in runs]
+    assert [row["identity"] for row in whole] == [run.identity[:16] for run in runs]
 
 
 def test_a_second_round_starts_from_the_first(capsys):
@@ -355,7 +394,10 @@ result = {"seconds": 1.0, "val_top1": number % 97, "test_top1": number % 89,
           "images_processed": 100}
 if stage == "samples":
     result = {"seconds": 1.0, "pool_size": 100, "selected": 50, "pseudo_label_accuracy": 90.0}
-(folder / "config.json").write_text(json.dumps({"versions": {"project": "abc"}}))
+config = {"stage": stage, "precision": "float32", "device_name": "a CPU",
+          "versions": {"project": "abc", "torch": "2.14"}}
+result |= {"stage": stage, "dataset": "digits", "model": "resnet8", "seed": 0}
+(folder / "config.json").write_text(json.dumps(config))
 (folder / "partial").write_text(json.dumps(result))
 (folder / "partial").rename(folder / "result.json")
 """
@@ -459,6 +501,49 @@ def test_a_cluster_runs_the_same(place):
     assert all(len(started(run, place)) == 1 for run in wanted[:2] + wanted[4:])
 
 
+@pytest.mark.parametrize("there", [None, "4,6"])
+def test_each_run_has_a_gpu_of_its_own(place, monkeypatch, there):
+    monkeypatch.setattr(work_module, "_gpus", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if there:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", there)
+    show = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    (place.root / "main.py").write_text(show)
+    place.cores, environment = work_module.cores(8)
+    wanted = [replace(RUN, seed=seed) for seed in range(8)]
+    assert environment == {} and not [run for run in Work(wanted, place).go_on(never) if run]
+    shown = [(run.run_dir(place.runs) / "log.txt").read_text().strip() for run in wanted]
+    assert sorted(shown) == sorted((there or "0,1,2,3,4,5,6,7").split(",") * (4 if there else 1))
+
+
+def test_slurm_gets_what_the_flags_say_and_a_requeued_job_goes_on(place, tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    from trials.cluster import ClusterPlace
+
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in (("srun", ""), ("sbatch", "echo Submitted batch job 7"), ("scancel", "")):
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    words = "--cluster slurm --slurm partition=gpu gpus=1 account=lab time=240 cpus-per-task=6"
+    args = study.parse(words.split())
+    options = dict(word.split("=", 1) for word in args.slurm)
+    cluster = ClusterPlace(place.root, place.runs, place.data, [None], options=options)
+    (run,) = chains()
+    run.run_dir(place.runs).mkdir(parents=True)
+    cluster.start(run, None, None)
+    jobs = place.runs / "jobs"
+    (script,) = jobs.glob("*submission*.sh")
+    lines = script.read_text().splitlines()
+    for option in ("partition=gpu", "gpus=1", "account=lab", "time=240", "cpus-per-task=6"):
+        assert lines.count(f"#SBATCH --{option}") == 1
+    (pickled,) = jobs.glob("*.pkl")
+    command = submitit.core.utils.DelayedSubmission.load(pickled).function
+    assert "--resume" in command.command
+    assert command.checkpoint().function.command == command.command
+
+
 def test_the_budget_is_a_reason_to_stop():
     assert not Stop()() and not Stop(60)()
     stop = Stop(1e-6)
@@ -499,19 +584,16 @@ DRIVER = """
 import pathlib, sys
 sys.path.insert(0, {root!r})
 import study
-from claims import BEFORE, PIPELINE, Claim, Plot, labels_alone
+from claims import PIPELINE, Claim, before, labels_alone
 from presets import PRESETS, replace
 from trials.statistics import Difference
 
 def two(name):
-    alone, faster = labels_alone("pipeline", 0.5), labels_alone("pipeline", 0.25)
-    plot = Plot({{}}, {{"ours": (("x", "pipeline"),)}})
-    return (
-        Claim("fine-tuning", "It helps.", "+3", (PIPELINE, BEFORE),
-              (Difference(0.5, ("pipeline",), (BEFORE.name,)),), plot, 4, "demo", "toy"),
-        Claim("pipeline", "It is better.", "+2", (PIPELINE, alone, faster),
-              (Difference(0.5, ("pipeline",), (alone.name, faster.name)),), plot, 4, "demo", "toy"),
-    )
+    rivals = [labels_alone(PIPELINE, 0.5), labels_alone(PIPELINE, 0.25)]
+    tests = {{"fine-tuning": Difference(0.5, PIPELINE, before(PIPELINE)),
+             "pipeline": Difference(0.5, PIPELINE, rivals)}}
+    return [Claim({{"x": PIPELINE}}, [test], seeds=4, name=name, words="It helps.", toy="toy")
+            for name, test in tests.items()]
 
 def tiny(name):
     demo = PRESETS["demo"]
@@ -659,6 +741,14 @@ def test_errors_are_one_line(words, says, capsys):
         study.main(words.split())
     assert stop.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_report_prints_the_claims_that_are_asked_for(tmp_path, capsys):
+    words = ["--preset", "demo", "--claims", "k", "p", "--report"]
+    study.main([*words, "--runs-dir", str(tmp_path), "--results", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["k", "p"] and "unfinished" in lines[0]
+    assert "## pipeline" in (tmp_path / "verdicts.md").read_text(encoding="utf-8")
 
 
 def test_a_dry_run_lists_the_runs_and_runs_nothing(tmp_path, capsys):

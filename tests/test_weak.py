@@ -1,18 +1,17 @@
-"""Step 1 after a training on the folder names of a pool; the last layer alone."""
+"""Step 1 on the folder names of a pool, and then on the labels; the last layer alone."""
 
 import json
-import shutil
 import tarfile
-from itertools import count
 
+import cv2
 import pytest
 import torch
-from conftest import CLASSES, assert_same_training
-
-from stages import signals, training
+from conftest import CLASSES
+from sklearn.datasets import load_digits
 
 pytestmark = pytest.mark.usefixtures("quick")
 STATISTICS = ("running_mean", "running_var")
+TAGS = ["--preset demo --input-size 8 --epochs 2 --passes 1 --batch-size 4 --seed 1"]
 
 
 def model_of(stage):
@@ -24,12 +23,16 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def crawl(tmp_path_factory, pictures, folder_data):
-    """A pool of 30 images in two folders, and one of copies of labelled images."""
+def crawl(tmp_path_factory, pictures):
+    """A pool of 30 images in two folders, and one of copies of the preset's digits, which are
+    labelled, for validation, for the test, or none of these: all but the last are left out.
+    """
     root = tmp_path_factory.mktemp("crawl") / "crawl"
     for number, name in enumerate(("roof", "sea")):
         pictures(root / name, 15, seed=200 + number)
-    shutil.copytree(folder_data / "test" / "ant", root / "copies")
+    (root / "copies").mkdir()
+    for number, digit in enumerate(load_digits().images):
+        assert cv2.imwrite(str(root / f"copies/{number}.png"), (digit * 255 / 16).round())
     return root
 
 
@@ -37,84 +40,57 @@ def crawl(tmp_path_factory, pictures, folder_data):
 def shards(crawl, tmp_path_factory):
     path = tmp_path_factory.mktemp("shards") / "crawl.tar"
     with tarfile.open(path, "w") as tar:
-        tar.add(crawl, "crawl")
+        for name in ("roof", "sea"):
+            tar.add(crawl / name, f"crawl/{name}")
     return path
 
 
-@pytest.fixture
-def weak_flags(folder_flags, crawl):
-    return (*folder_flags, "--weak-epochs 2", "--weak-pretrain", crawl)
-
-
-def test_step_1_goes_on_with_what_the_folder_names_have_taught(weak_flags, tmp_path, step):
-    assert step("teacher", tmp_path, *weak_flags, "--learning-rate 1e-30") == 0
-    weak, teacher = model_of(tmp_path / "weak/teacher"), model_of(tmp_path / "teacher")
-    assert weak["classes"] == ["roof", "sea"]  # copies of test images have been left out
+def test_step_1_goes_on_with_what_the_folder_names_have_taught(
+    shards, folder_flags, tmp_path, step
+):
+    tags = (*TAGS, "--dataset", f"tags:{shards}", "--data-dir", tmp_path / "data")
+    assert step("teacher", tmp_path / "weak", *tags) == 0
+    result, weak = read(tmp_path / "weak/teacher/result.json"), model_of(tmp_path / "weak/teacher")
+    assert weak["classes"] == ["roof", "sea"]
+    assert result["images_processed"] == 2 * 28  # of 30; one for validation, one for the test
+    assert result["dataset"] == "tags of crawl"
+    start = ("--weights", tmp_path / "weak/teacher", "--learning-rate 1e-30")
+    assert step("teacher", tmp_path, *folder_flags, *start) == 0
+    teacher = model_of(tmp_path / "teacher")
     assert tuple(teacher["classes"]) == CLASSES
     assert teacher["normalisation"] == weak["normalisation"]
     layers = [name for name, x in weak["state_dict"].items() if x.ndim == 4]
     assert all(torch.equal(weak["state_dict"][n], teacher["state_dict"][n]) for n in layers)
-    first, then = (read(tmp_path / f / "result.json") for f in ("weak/teacher", "teacher"))
-    assert first["images_processed"] == 2 * 28  # of 30; one for validation, one for the test
-    assert then["weak_pretrain"]["images_processed"] == first["images_processed"]
-    assert then["weak_pretrain"]["dataset"] == first["dataset"] == "tags of crawl"
-    boards = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
-    assert boards == {tmp_path / "teacher", tmp_path / "weak/teacher"}
 
 
-def test_tar_shards_have_the_same_tags(folder_flags, shards, tmp_path, step):
-    flags = (*folder_flags, "--weak-epochs 1", "--weak-pretrain", shards)
+def test_tags_are_learnt_with_the_presets_recipe_of_step_3(shards, tmp_path, step):
+    flags = ["--preset demo --input-size 8 --epochs 1 --data-dir"]
+    flags += [tmp_path / "data", "--dataset", f"tags:{shards}"]
     assert step("teacher", tmp_path, *flags) == 0
-    assert model_of(tmp_path / "weak/teacher")["classes"] == ["roof", "sea"]
+    assert read(tmp_path / "teacher/config.json")["training"]["passes"] == 3
 
 
-def test_both_trainings_in_pieces_end_with_the_same_bits(weak_flags, tmp_path, step, monkeypatch):
-    assert step("teacher", tmp_path / "whole", *weak_flags) == 0
-    monkeypatch.setattr(training, "LOOK_SECONDS", -1)
-    stopped_in = set()
-    for attempt in range(20):
-        asked = count()
-        monkeypatch.setattr(signals, "interruption", lambda: 15 if next(asked) >= 2 else None)  # noqa: B023
-        code = step("teacher", tmp_path / "run", *weak_flags, *["--resume"][:attempt])
-        if code == 0:
-            break
-        assert code == 143
-        stopped_in |= {path.parent.parent.name for path in tmp_path.glob("run/**/resume.pt")}
-    assert stopped_in == {"weak", "run"}
-    for stage in ("weak/teacher", "teacher"):
-        assert_same_training(tmp_path / "run" / stage, tmp_path / "whole" / stage)
+def test_images_that_repeat_the_presets_labelled_set_are_left_out(crawl, tmp_path, step):
+    tags = (*TAGS, "--dataset", f"tags:{crawl}", "--data-dir", tmp_path / "data", "--epochs 1")
+    assert step("teacher", tmp_path, *tags) == 0
+    kept = read(tmp_path / "teacher/result.json")["images_processed"]
+    assert kept < 0.9 * (30 + 1797 - 599 - 150)  # a third is the test; 15 labels of each class
 
 
-@pytest.mark.parametrize(
-    "pool, says",
-    [("heldout", "heldout has no folder names"), ("patches", "patches has no folder names")],
-)
-def test_a_pool_without_folder_names_is_named(pool, says, folder_flags, tmp_path, refused):
-    assert says in refused("teacher", tmp_path / "run", *folder_flags, "--weak-pretrain", pool)
+@pytest.mark.parametrize("pool", ["heldout", "patches"])
+def test_a_pool_without_folder_names_is_named(pool, tmp_path, refused):
+    error = refused("teacher", tmp_path / "run", *TAGS, "--dataset", f"tags:{pool}")
+    assert f"{pool} has no folder names" in error
 
 
-def test_a_folder_without_folders_is_named(crawl, folder_flags, tmp_path, refused):
-    flags = (*folder_flags, "--weak-pretrain", crawl / "sea")
-    assert "the pool sea has 0 images in 0 folders" in refused("teacher", tmp_path / "run", *flags)
+def test_a_folder_without_folders_is_named(crawl, tmp_path, refused):
+    error = refused("teacher", tmp_path / "run", *TAGS, "--dataset", f"tags:{crawl / 'sea'}")
+    assert "the pool sea has 0 images in 0 folders" in error
 
 
-@pytest.mark.parametrize(
-    "words, says",
-    [
-        ("--weak-pretrain crawl --weights resnet18_ssl", "--weak-pretrain: belongs to step 1"),
-        ("--weak-epochs 3", "--weak-epochs: add --weak-pretrain"),
-        ("--linear", "--linear: needs a network to start from"),
-    ],
-)
-def test_flags_that_do_not_fit_are_named(words, says, folder_flags, tmp_path, refused):
-    assert says in refused("teacher", tmp_path / "run", *folder_flags, words)
-
-
-def test_a_finished_training_on_other_tags_is_not_taken(weak_flags, tmp_path, step, refused):
-    assert step("teacher", tmp_path, *weak_flags) == 0
-    shutil.rmtree(tmp_path / "teacher")
-    error = refused("teacher", tmp_path, *weak_flags, "--weak-epochs 3 --resume")
-    assert "was trained on" in error and "for 2 epochs" in error and "--overwrite" in error
+def test_the_last_layer_alone_needs_a_network_to_start_from(folder_flags, tmp_path, refused):
+    says = "--linear: needs a network to start from"
+    assert says in refused("teacher", tmp_path / "run", *folder_flags, "--linear")
 
 
 def test_linear_trains_the_last_layer_alone(folder_run, folder_flags, tmp_path, step):

@@ -22,10 +22,12 @@ from presets import PRESETS, Training
 from .runs import Run
 from .sizes import ALL, Compute, Images, Sizes, Times, multiply_adds, tagged_images, times
 
-# The steps in their order, with the part of a preset that holds their training.  "further" is a
-# step 1 that starts from the teacher's weights; "again" is a second round, whose teacher is the
-# fine-tuned student; "transferred" a step 1 on another labelled set that starts from an arm's end.
-STEPS = {"teacher": "teacher", "further": "finetune", "samples": None}
+# The steps in their order, with the part of a preset that holds their training.  "tags" is a step 1
+# on the folder names of a pool, whose weights the teacher starts from, with the recipe of step 3;
+# "further" is a step 1 that starts from the teacher's weights; "again" is a second round, whose
+# teacher is the fine-tuned student; "transferred" a step 1 on another labelled set that starts from
+# an arm's end.
+STEPS = {"tags": "student", "teacher": "teacher", "further": "finetune", "samples": None}
 STEPS |= {"student": "student", "finetuned": "finetune"}
 STEPS |= {"samples again": None, "student again": "student", "finetuned again": "finetune"}
 STEPS |= {"transferred": "finetune"}
@@ -39,8 +41,8 @@ _OWN |= dict.fromkeys(("further", "transferred"), ("teacher",))  # whose values 
 class Arm:
     """What an arm changes, step by step: fields of presets.Training, and of a samples step
     `p`, `k`, `strategy`, `unlabeled`, `pool_size`, `keep_duplicates`, of a teacher
-    `labels_per_class`, `input_size`, `weights`, `linear`, `weak_pretrain` and `weak_epochs`, of a
-    student `input_size`, `soft_labels` and `joint`, of a transfer `dataset`, `labels_per_class`,
+    `labels_per_class`, `input_size`, `weights` and `linear`, of tags `dataset`, of a student
+    `input_size`, `soft_labels` and `joint`, of a transfer `dataset`, `labels_per_class`,
     `val_per_class` and `linear`.
     """
 
@@ -53,11 +55,19 @@ class Arm:
     ends: str = "finetuned"  # its last step, whose accuracy is the arm's
     transferred: dict | None = None  # unless this one follows
     members: int = 1  # teachers that differ in their start; step 2 takes the mean of their softmax
+    tags: dict | None = None  # None: there is no such step
+
+    def but(self, words, **changes):
+        """Another arm, "<name>, <words>": the changes of each step come on top of this one's."""
+        for step, new in changes.items():
+            if isinstance(new, dict):
+                changes[step] = (getattr(self, step) or {}) | new
+        return replace(self, name=f"{self.name}, {words}", **changes)
 
     def steps(self):
         """The names of its steps, in order."""
         for step in STEPS:
-            if step != "further" or self.further is not None:
+            if step not in ("tags", "further") or getattr(self, step) is not None:
                 yield step
             if step == self.ends:
                 break
@@ -103,7 +113,11 @@ class Planner:
                     for number in range(1, arm.members)
                 )  # fmt: skip
             others = members if step == "samples" else ()
-            parent = Run(step, self.named, seed, flags, values, parent, images, cost, others)
+            was = ()  # of a teacher that is first trained on tags
+            if step == "teacher" and parent:
+                tags = arm.tags["dataset"].removeprefix("tags:")
+                was = ("--weak-epochs", f"{arm.tags['epochs']}"), ("--weak-pretrain", tags)
+            parent = Run(step, self.named, seed, flags, values, parent, images, cost, others, was)
         return parent
 
     def compute(self, name):
@@ -125,9 +139,10 @@ class Planner:
                 cost = multiply_adds(model, base.input_size, sizes.classes)
             else:
                 recipe, rows = self._training(arm, step), sizes.rows(step)
+                if step == "tags":
+                    rows = tagged_images(arm.tags["dataset"])
                 recipe = self._with_length(recipe, arm, step, rows, done)
                 images = recipe.epochs * recipe.passes * rows
-                images += tagged_images(arm.changes(step))
                 flags = self._training_flags(arm, step, recipe, sizes)
                 times = 1 if arm.changes(step).get("linear") else 3  # no gradient below the head
                 cost = _cost_an_image(recipe, base.input_size, sizes.classes)
@@ -137,11 +152,11 @@ class Planner:
 
     def _base(self, arm, step):
         """The Preset that holds in a step."""
-        shared = {n: v for n, v in arm.changes(step).items() if n in _SHARED}
         if step == "transferred":
-            return replace(self.base, **shared)
+            changes = arm.transferred.items()
+            return replace(self.base, **{n: v for n, v in changes if n in _SHARED})
         size = arm.teacher.get("input_size", self.base.input_size)
-        if step not in ("teacher", "further", "samples"):
+        if step not in ("tags", "teacher", "further", "samples"):
             size = arm.student.get("input_size", size)
         return replace(self.base, input_size=size)
 
@@ -154,7 +169,9 @@ class Planner:
             name: times(getattr(recipe, name), value) if isinstance(value, Times) else value
             for name, value in changes.items()
         }
-        if STEPS[step] == "finetune":  # it goes on with what the step before has trained
+        if step == "tags":
+            changes["model"] = self._training(arm, "teacher").model
+        elif STEPS[step] == "finetune":  # it goes on with what the step before has trained
             first = step == "further" or (step == "transferred" and arm.ends == "teacher")
             before = "teacher" if first else "student"
             changes["model"] = self._training(arm, before).model
@@ -169,20 +186,16 @@ class Planner:
             size, classes = self._base(arm, step).input_size, Sizes.of(self.base).classes
             cost = 3 * _cost_an_image(recipe, size, classes)
             spent = sum(compute for _, _, compute in done.values())
-            spent += tagged_images(arm.changes(step)) * cost
             left = epochs.factor * self.compute(epochs.arm) - spent
             passes = -(-left // (cost * rows))
         else:
-            other = epochs.step or step
-            usual = getattr(self.base, STEPS[other])
-            images = usual.epochs * usual.passes * Sizes.of(self.base).rows(other)
-            passes = round(epochs.factor * images / rows)
+            passes = round(epochs.factor * preset_images(self.base, epochs.step or step) / rows)
         return _of_length(recipe, max(1, int(passes)))
 
     def _training_flags(self, arm, step, recipe, sizes):
         preset = PRESETS[self.named]
-        first = step in ("teacher", "further", "transferred")  # a step 1, with its flags
-        usual = asdict(getattr(preset, "teacher" if first else STEPS[step]))
+        first = step in ("tags", "teacher", "further", "transferred")  # a step 1, with its flags
+        usual = asdict(getattr(preset, "teacher" if first and step != "tags" else STEPS[step]))
         flags = {n: v for n, v in asdict(recipe).items() if v != usual[n]}
         if "batch_size" in flags:  # alone it would scale the rate
             flags["learning_rate"] = recipe.learning_rate
@@ -195,7 +208,7 @@ class Planner:
             if shared["labels_per_class"] == ALL:
                 shared["labels_per_class"] = sizes.labels_per_class
             flags |= {n: v for n, v in shared.items() if v != getattr(preset, n)}
-        own = ("soft_labels", "joint", "weak_pretrain", "weak_epochs", "weights", "linear")
+        own = ("soft_labels", "joint", "weights", "linear", *("dataset",) * (step == "tags"))
         own += ("input_size",) if step.startswith("student") else ()
         return _flags(flags | {n: v for n, v in arm.changes(step).items() if n in own})
 
@@ -206,6 +219,12 @@ class Planner:
         flags |= {name: changes.get(name) for name in ("strategy", "keep_duplicates")}
         flags |= {"pool_size": sizes.pool if "pool_size" in changes else None}
         return _flags(flags)
+
+
+def preset_images(base, step):
+    """Images that a step of a presets.Preset processes."""
+    recipe = getattr(base, STEPS[step])
+    return recipe.epochs * recipe.passes * Sizes.of(base).rows(step)
 
 
 def _cost_an_image(recipe, input_size, classes):

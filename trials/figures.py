@@ -37,41 +37,38 @@ def save_svg(figure, path):
 def figure_rows(claim, table, outcomes):
     """claim: claims.Claim;  table: trials.statistics.Table;  outcomes: of its tests;  -> [Row]
 
-    At zero is the arm that the plot names.  Otherwise it is the labels alone at the same x, or
-    where no x has them, what the claim's first test compares with.
+    At zero is the arm that the claim names, or else the one that its first test compares with; it
+    has no row.
     """
-    plot = claim.plot
     chosen = {arm for outcome in outcomes for arm in outcome.arms}
-    places = {
-        next((one for one in arm if one in chosen), arm[0]) if isinstance(arm, tuple) else arm: (
-            name,
-            x,
-        )
-        for name, points in plot.ours.items()
-        for x, arm in points
-    }
-    paper = {(name, x): y for name, points in plot.paper.items() for x, y in points}
-    supervised = plot.paper.get("labels alone", ())
-    supervised = supervised[0][1] if len(supervised) == 1 else None
-    rivals = dict(plot.ours.get("labels alone", ()))
-    if plot.zero or not rivals.keys() & {
-        x for name, x in places.values() if name != "labels alone"
-    }:
-        rivals = {}
-    rows = []
-    for arm, (name, x) in places.items():
-        zero = plot.zero or rivals.get(x) or outcomes[0].arms[claim.tests[0].base]
+    drawn = {}  # label: arm
+    for label, side in claim.rows.items():
+        names = [arm.name for arm in (side if isinstance(side, list) else [side])]
+        drawn[label] = next((name for name in names if name in chosen), names[0])
+    labels = {arm: label for label, arm in drawn.items()}
+    reported, rows = claim.reported, []
+    for label, arm in drawn.items():
+        zero = arm_at_zero(claim, outcomes, label)
         if arm == zero:
             continue
-        theirs, level = paper.get((name, x)), paper.get(places.get(zero), supervised)
-        gain = None if theirs is None or level is None else theirs - level
         ours, other = table.accuracies.get(arm, {}), table.accuracies.get(zero, {})
-        found = tuple(ours[seed][1] - other[seed][1] for seed in sorted(ours.keys() & other))
-        tuned = "the tuned labels alone" if zero.startswith("labels alone") else zero
-        at_zero = "the labels alone" if rivals else places.get(zero, ("", tuned))[1]
-        label = f"{x}, {name}" if rivals else x
-        rows.append(Row(label, name == "labels alone", at_zero, found, gain))
+        differences = tuple(ours[seed][1] - other[seed][1] for seed in sorted(ours.keys() & other))
+        tuned = "" if isinstance(claim.zero, dict) else "tuned "
+        alone = f"the {tuned}labels alone" if _is_alone(zero) else zero
+        rows.append(
+            Row(label, _is_alone(arm), labels.get(zero, alone), differences, reported.get(label))
+        )
     return rows
+
+
+def _is_alone(arm):
+    return arm.startswith("labels alone")
+
+
+def arm_at_zero(claim, outcomes, label):
+    """The name of the arm that a row of the figure is drawn above."""
+    zero = claim.zero[label] if isinstance(claim.zero, dict) else claim.zero
+    return zero.name if zero else outcomes[0].arms[claim.tests[0].base]
 
 
 def claim_figure(claim, table, outcomes):
@@ -88,7 +85,7 @@ def claim_figure(claim, table, outcomes):
         axes = figure.subplots()
         _draw(axes, rows)
         first = claim.tests[0]
-        limits = first.limits(claim.plot.zero or outcomes[0].arms[first.base])
+        limits = first.limits(arm_at_zero(claim, outcomes, next(iter(claim.rows))))
         for limit, label in zip(limits, (f"counts from {first.smallest:g}", "_"), strict=False):
             axes.axvline(limit, color="black", linestyle="--", linewidth=1, label=label)
         words = ", ".join(outcome.verdict for outcome in outcomes)

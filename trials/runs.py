@@ -7,14 +7,16 @@ never run again, and one that was killed goes on where it was.
 
 import hashlib
 import json
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from stages.folder import read_records
+
 # step -> its script, the flag that names its parent, the folder that it writes
 PROGRAMS = {
-    "teacher": ("main.py", None, "teacher"),
+    "tags": ("main.py", None, "teacher"),
+    "teacher": ("main.py", "--weights", "teacher"),  # with a parent only after tags
     "further": ("main.py", "--weights", "teacher"),
     "samples": ("make_sample_data.py", "--teacher", "samples"),
     "student": ("student_train.py", "--selection", "student"),
@@ -36,6 +38,8 @@ class Run:
 
     images, multiply_adds: planned;  values: what the preset gives this step
     others: further parents, those of an ensemble's other members
+    was: flags that once stood for its parent, which was part of the same run; they still do in its
+    key and identity, so that older rows keep their place
     """
 
     step: str
@@ -47,9 +51,11 @@ class Run:
     images: int = 0
     multiply_adds: int = 0
     others: "tuple[Run, ...]" = ()
+    was: tuple[tuple[str, str], ...] = ()
 
     def _digest(self, parents, **more):
-        about = [self.step, self.preset, self.seed, self.flags, _without_young(self.values)]
+        flags, parents = sorted(self.flags + self.was), [] if self.was else parents
+        about = [self.step, self.preset, self.seed, flags, _without_young(self.values)]
         more["parent"] = parents[0] if parents else None
         if parents[1:]:
             more["others"] = parents[1:]
@@ -82,9 +88,12 @@ class Run:
         return self.run_dir(runs) / PROGRAMS[self.step][2]
 
     def result(self, runs):
-        """Content of its result.json, None while it is not done."""
-        with suppress(FileNotFoundError, json.JSONDecodeError):
-            return json.loads((self.folder(runs) / "result.json").read_text(encoding="utf-8"))
+        """Content of its result.json, None while it is not done.
+
+        Raises ValueError where it or config.json is not as its step wrote it.
+        """
+        done = (self.folder(runs) / "result.json").exists()
+        return read_records(self.folder(runs))[1] if done else None
 
     def words(self, run_dir, parents=()):
         """Its command line after `python`.

@@ -21,7 +21,7 @@ one-sided t, doubled).
 """
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -121,65 +121,58 @@ def _effect(contrast, smallest):
     return "contradicted" if contrast.high < smallest else "inconclusive"
 
 
-@dataclass(frozen=True)
 class Test:
-    """smallest: the least difference that counts, points
-    part: what it tests, where its claim has several tests
+    """One part of a claim, which compares its sides.
+
+    sides: an arm each (a trials.arms.Arm or its name), or a list of candidates, of which the best
+    on validation images is compared
+    smallest: the least difference that counts, points
+    part: what it tests, where its claim has several tests; nobody registers these words
     ruled_out: the word for an effect that is ruled out
     """
 
     __test__ = False  # for pytest
     base = 1  # the side that the others are compared with
-    smallest: float
-    part: str = field(default="", kw_only=True, compare=False)  # words, which nobody registers
-    ruled_out: str = field(default="contradicted", kw_only=True, compare=False)
+
+    def __init__(self, smallest, *sides, part="", ruled_out="contradicted"):
+        self.smallest, self.part, self.ruled_out = smallest, part, ruled_out
+        self.arms = tuple(tuple(s) if isinstance(s, list | tuple) else (s,) for s in sides)
+        # Their names.
+        self.sides = tuple(tuple(getattr(arm, "name", arm) for arm in side) for side in self.arms)
 
     def limits(self, zero):
         """Where a difference from the arm `zero` begins to count, points."""
-        return (-self.smallest if zero in self.sides()[0] else self.smallest,)
-
-    def sides(self):
-        """Tuples of candidate arms; of each the best on validation images is compared."""
-        raise NotImplementedError
+        return (-self.smallest if zero in self.sides[0] else self.smallest,)
 
     def judge(self, table, seeds, tuning):
         """-> Outcome.  seeds: of the comparison; tuning: those the candidates are chosen by."""
-        chosen = [table.best(side, tuning) for side in self.sides()]
-        arms = tuple(arm or side[0] for arm, side in zip(chosen, self.sides(), strict=True))
+        chosen = [table.best(side, tuning) for side in self.sides]
+        arms = tuple(arm or side[0] for arm, side in zip(chosen, self.sides, strict=True))
         if None in chosen or table.missing(chosen, seeds):
             return Outcome("unfinished", arms=arms)
-        note = ", ".join(
-            arm for arm, side in zip(chosen, self.sides(), strict=True) if len(side) > 1
-        )
+        tuned = [arm for arm, side in zip(chosen, self.sides, strict=True) if len(side) > 1]
         outcome = self._judge(chosen, [table.column(arm, seeds) for arm in chosen])
-        note = "; ".join(filter(None, (note and f"chosen on validation: {note}", outcome.note)))
-        verdict = self.ruled_out if outcome.verdict == "contradicted" else outcome.verdict
+        note = f"chosen on validation: {', '.join(tuned)}" if tuned else ""
+        note = "; ".join(filter(None, (note, outcome.note)))
         if len(seeds) == 1:
             return replace(outcome, verdict="one seed", note=note, arms=arms, p=None)
+        verdict = self.ruled_out if outcome.verdict == "contradicted" else outcome.verdict
         return replace(outcome, verdict=verdict, note=note, arms=arms)
 
 
-@dataclass(frozen=True)
 class Difference(Test):
-    """`ours` is better than `rival`.
+    """The first side, ours, is better than the second, its rival.
 
     confirmed: interval above zero and mean >= smallest; contradicted: interval below smallest
     """
-
-    ours: tuple[str, ...]
-    rival: tuple[str, ...]
-
-    def sides(self):
-        return self.ours, self.rival
 
     def _judge(self, arms, columns):
         contrast = Contrast.of(f"{arms[0]} - {arms[1]}", *columns)
         return Outcome(_effect(contrast, self.smallest), (contrast,), p=contrast.p)
 
 
-@dataclass(frozen=True)
 class NoGain(Difference):
-    """`ours` is not better than `rival`: `Difference` with the two verdicts swapped."""
+    """Ours is not better than its rival: `Difference` with the two verdicts swapped."""
 
     def _judge(self, arms, columns):
         outcome = super()._judge(arms, columns)
@@ -187,18 +180,11 @@ class NoGain(Difference):
         return replace(outcome, verdict=swap.get(outcome.verdict, outcome.verdict))
 
 
-@dataclass(frozen=True)
 class LargerGain(Test):
-    """The gain of `ours` (an arm, and the one that it is compared with) is above that of `other`.
+    """The gain of the first side over the second is above the gain of the third over the fourth.
 
     confirmed, contradicted: as in `Difference`
     """
-
-    ours: tuple[str, str]
-    other: tuple[str, str]
-
-    def sides(self):
-        return tuple((arm,) for arm in (*self.ours, *self.other))
 
     def _judge(self, arms, columns):
         one, one_rival, other, other_rival = columns
@@ -207,9 +193,8 @@ class LargerGain(Test):
         return Outcome(_effect(contrast, self.smallest), (contrast,), p=contrast.p)
 
 
-@dataclass(frozen=True)
-class Same(Difference):
-    """`ours` and `rival` differ by less than `smallest`.
+class Same(Test):
+    """The two sides differ by less than `smallest`.
 
     confirmed: interval within -smallest .. smallest; contradicted: interval wholly beyond one of
     them; idle at this K: no seed differs
@@ -232,19 +217,14 @@ class Same(Difference):
         return Outcome(verdict, (contrast,), p=min(1.0, 2 * max(ps)))
 
 
-@dataclass(frozen=True)
 class Trend(Test):
-    """Accuracy rises from each arm to the next.
+    """Accuracy rises from each side to the next.
 
     confirmed: Page's trend test over the seeds has p < 0.05, and the mean of last - first is
     >= smallest; contradicted: the interval of last - first is below smallest
     """
 
     base = 0
-    arms: tuple[str | tuple[str, ...], ...]  # of several candidates the best on validation images
-
-    def sides(self):
-        return tuple(arm if isinstance(arm, tuple) else (arm,) for arm in self.arms)
 
     def limits(self, zero):
         return (self.smallest,)
@@ -258,20 +238,12 @@ class Trend(Test):
         return Outcome(verdict, (contrast,), f"Page's trend test p = {p:.3g}", float(p))
 
 
-@dataclass(frozen=True)
 class Peak(Test):
-    """Accuracy is higher at `peak`, named beforehand, than at both ends.
+    """Accuracy is higher at the second of three sides, named beforehand, than at both ends.
 
     confirmed: both flanks rise by >= smallest in the mean and have p < 0.05 (one-sided t, Holm);
     contradicted: the interval of a flank is below smallest
     """
-
-    first: str
-    peak: str
-    last: str
-
-    def sides(self):
-        return (self.first,), (self.peak,), (self.last,)
 
     def limits(self, zero):
         return (-self.smallest,)
