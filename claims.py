@@ -12,66 +12,16 @@ figure, {label: arm}, and the tests.  paper.csv has what the paper reports besid
 tables, or its plots read to about 0.05.  Every number is percent top-1, every difference points.
 """
 
-import csv
-import hashlib
-import inspect
-import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 from presets import PRESETS
 from trials.arms import Arm, preset_images
+from trials.claim import Claim, said
 from trials.sizes import ALL, Compute, Images, Share, Times, tagged_images
 from trials.statistics import Difference, LargerGain, NoGain, Peak, Same, Trend
 
 TUNING = 3  # seeds that candidates are chosen on
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One claim of the paper and its test here."""
-
-    rows: dict  # of its figure: {label: arm}; of a list of arms the one that validation chose
-    tests: list  # of trials.statistics.Test, one a part
-    more: tuple = ()  # arms that the page lists first, whether or not a row or a test has them
-    zero: Arm | dict | None = None  # at zero in the figure: an arm, or {label: arm}; by default the
-    # arm that the first test compares with
-    seeds: int = 3  # registered: 0, 1, ..
-    primary: bool = False  # the one claim of a preset whose p is not corrected
-    beside: str = ""  # the claim whose row of the summary it shares
-    name: str = ""
-    words: str = ""
-    paper: str = ""  # what it reports
-    bears: str = ""  # on the paper?  "yes", "only in kind" or "no", and why
-    toy: str = ""  # why the scale is too far from the paper's to touch its statement
-
-    @property
-    def arms(self):
-        """[Arm]: all that are listed, drawn or tested, each once."""
-        zeros = self.zero.values() if isinstance(self.zero, dict) else [self.zero]
-        sides = [self.more, *self.rows.values(), *zeros]
-        sides += [side for test in self.tests for side in test.arms]
-        arms = [
-            arm for side in sides if side for arm in ([side] if isinstance(side, Arm) else side)
-        ]
-        return list({arm.name: arm for arm in arms}.values())
-
-    @property
-    def reported(self):
-        """{label of a row: points above zero in the paper}"""
-        with open(Path(__file__).with_name("paper.csv"), encoding="utf-8", newline="") as file:
-            lines = [line for line in csv.DictReader(file) if line["claim"] == self.name]
-        return {line["row"]: float(line["top1"]) - float(line["zero"]) for line in lines}
-
-    @property
-    def digest(self):
-        """sha256 of what is registered, however it is written down: arms, tests and seeds."""
-        arms = sorted(self.arms, key=lambda arm: arm.name)
-        tests = [[type(t).__name__, t.smallest, t.ruled_out, t.sides] for t in self.tests]
-        about = [self.name, arms, tests, self.seeds]
-        text = json.dumps(about, sort_keys=True, default=lambda v: [type(v).__name__, vars(v)])
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def base(name):
@@ -94,16 +44,7 @@ def claims(name):
     """The claims that `study.py --preset name` is about, in the order in which they are run."""
     makers = _MAKERS.get(name, _ALL)
     toy = "digits, 8 px" if name == "demo" else ""
-    return tuple(replace(make(base(name), name), **_said(make), toy=toy) for make in makers)
-
-
-def _said(make):
-    """What a claim's function says: {"name": .., "words": .., "paper": .., "bears": ..}"""
-    text = inspect.getdoc(make).partition("\n\n")[0].replace("\n", " ")
-    words, _, text = text.partition(" Paper: ")
-    paper, _, bears = text.partition(" Bears: ")
-    name = make.__name__.strip("_").replace("_", "-")
-    return {"name": name, "words": words, "paper": paper.rstrip("."), "bears": bears.rstrip(".")}
+    return tuple(replace(make(base(name), name), **said(make), toy=toy) for make in makers)
 
 
 # --- arms that several claims share -------------------------------------------------------------
@@ -331,9 +272,9 @@ def _semi_weak(settings, preset):
     the hidden labels; in the paper both come from one.  As many images are processed with tags as
     with labels.  Its one trial, seed 100: docs/results/weak.json.
     """
-    tags = {"weak_pretrain": "tiny-imagenet", "weak_epochs": 1}
-    tags["weak_epochs"] = round(preset_images(settings, "teacher") / tagged_images(tags))
-    semi_weak, weak = Arm("semi-weak", tags), Arm("weak", tags, ends="teacher")
+    tags = {"dataset": "tags:tiny-imagenet", "passes": 1}
+    tags["epochs"] = round(preset_images(settings, "teacher") / tagged_images(tags["dataset"]))
+    semi_weak, weak = Arm("semi-weak", tags=tags), Arm("weak", tags=tags, ends="teacher")
     whole = weak.but("1 x semi-weak", teacher={"epochs": Compute("semi-weak")})
     rows = {"semi": PIPELINE, "weak": weak, "weak, equal compute": whole, "semi-weak": semi_weak}
     tests = [

@@ -78,7 +78,8 @@ def main(argv=None):
             rows = read_rows(study.csv)
             # The page has all claims, since p values are corrected over the whole preset.
             judged = write_page(args.results, args.preset, claims(args.preset), rows, TUNING)
-            print_verdicts([one for one in judged if one.claim in study.claims])
+            asked = {claim.name for claim in study.claims}
+            print_verdicts([one for one in judged if one.claim.name in asked])
     except (ValueError, OSError) as error:
         print(f"study.py: {error}", file=sys.stderr)
         code = 2
@@ -198,7 +199,11 @@ class Study:
             raise ValueError(f"--commands {arm}: choose from {known}")
         for run in self.planner.run(arm, 0).chain():
             where, parents = "runs/again", ()
-            if run.step in ("further", "transferred"):  # a step 1, too
+            if run.step == "tags":
+                where = "runs/again/tags"
+            elif run.step == "teacher" and run.parent:
+                parents = ["runs/again/tags/teacher"]
+            elif run.step in ("further", "transferred"):  # a step 1, too
                 where = f"runs/again/{run.step}"
                 parents = [f"runs/again/{run.parent.step}"]
             elif run.step.endswith("again"):

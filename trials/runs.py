@@ -15,7 +15,8 @@ from stages.folder import read_records
 
 # step -> its script, the flag that names its parent, the folder that it writes
 PROGRAMS = {
-    "teacher": ("main.py", None, "teacher"),
+    "tags": ("main.py", None, "teacher"),
+    "teacher": ("main.py", "--weights", "teacher"),  # with a parent only after tags
     "further": ("main.py", "--weights", "teacher"),
     "samples": ("make_sample_data.py", "--teacher", "samples"),
     "student": ("student_train.py", "--selection", "student"),
@@ -37,6 +38,8 @@ class Run:
 
     images, multiply_adds: planned;  values: what the preset gives this step
     others: further parents, those of an ensemble's other members
+    was: flags that once stood for its parent, which was part of the same run; they still do in its
+    key and identity, so that older rows keep their place
     """
 
     step: str
@@ -48,9 +51,11 @@ class Run:
     images: int = 0
     multiply_adds: int = 0
     others: "tuple[Run, ...]" = ()
+    was: tuple[tuple[str, str], ...] = ()
 
     def _digest(self, parents, **more):
-        about = [self.step, self.preset, self.seed, self.flags, _without_young(self.values)]
+        flags, parents = sorted(self.flags + self.was), [] if self.was else parents
+        about = [self.step, self.preset, self.seed, flags, _without_young(self.values)]
         more["parent"] = parents[0] if parents else None
         if parents[1:]:
             more["others"] = parents[1:]
