@@ -22,6 +22,10 @@ TEXTS = {
     f"it {flags.usual('p')}",
     "k": "the paper's K: best images that a class keeps; more are more varied, more often wrong "
     f"{flags.usual('k')}",
+    "engine": "score tar shards, local or on s3://, gs://, hf://, on Ray Data, without a cache "
+    "(docs/scaling.md)",
+    "scores": "rank these scores in place of the teacher's: Parquet files of image, label, score; "
+    "--unlabeled names the tar shards",
     "export": "also write the selection as class folders",
     "pool-size": "draw N images from the pool: how good is a smaller one? (default all)",
     "min-score": "least score of a candidate, for pools with images of no class (default 0)",
@@ -42,6 +46,8 @@ def parse(argv):
     add("unlabeled", type=flags.place, nargs="+", metavar="SPEC")
     add("p", type=flags.number(int, 1))
     add("k", type=flags.number(int, 1))
+    add("engine", choices=("ray",))
+    add("scores", metavar="PATH")
     add("export", type=flags.path, metavar="DIR")
     add("pool-size", rare=True, type=flags.number(int, 1), metavar="N")
     add("min-score", rare=True, type=share, default=0.0)
@@ -94,20 +100,23 @@ def select(args, stage, device):
         selection.check_export(args.export)
     job = prepare_scoring(vars(args), stage, device)
     scoring.check_readable(job)
-    if job.guard:
+    engine = scoring
+    if job.config["engine"]:
+        from stages import ray_engine as engine
+    elif job.guard:
         tell("looking for copies of labelled images")
         job.pool.find_duplicates(job.guard)
-    walk = scoring.Walk(job)
+    walk = engine.Walk(job)
     with running(stage, job.config, Board) as log:
         with saving_first():
-            scored = scoring.run(walk)
+            scored = engine.run(walk)
         if log is None:
             return  # the first process goes on, with what all have scored
         tell("writing and drawing")
         rows = selected_rows(job.pool, scored.selector)
         stage.check_ours()
         scoring.write_files(job, rows, scored.scores)
-        result = result_of(job, rows, scored)
+        result = result_of(job, rows, scored) | scored.facts
         show(job, log.board, rows, scored.selector.histogram.cpu())
         if args.export:
             classes = job.teacher.classes

@@ -27,8 +27,12 @@ def parse(argv):
     add("--preset", default="study", help="settings that the arms change (default study)")
     add("--claims", nargs="+", metavar="NAME", help="some of the claims (default all)")
     add("--seeds", type=count, metavar="N", help="seeds of every claim (default: those registered)")
-    add("--jobs", type=count, metavar="N", help="runs at a time (default: one a core; 1 on a GPU)")
+    add(
+        "--jobs", type=count, metavar="N", help="runs at a time (default: one a core, or one a GPU)"
+    )
     add("--cluster", choices=("slurm",), help="run there, JOBS at a time; needs submitit")
+    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="options of sbatch, such as "
+        "partition=gpu gpus=1 account=lab time=240")  # fmt: skip
     minutes = flags.number(float, 0, exclusive=True)
     add("--budget-minutes", type=minutes, metavar="M", help="stop then, everything saved")
     add("--dry-run", action="store_true", help="print what there is to do, and stop")
@@ -39,6 +43,9 @@ def parse(argv):
     add("--results", type=Path, metavar="DIR", help="default results; of another preset "
         "than study results/<preset>, of the demo RUNS_DIR")  # fmt: skip
     args = parser.parse_args(argv)
+    for word in args.slurm:
+        if not all(word.partition("=")) or not args.cluster:
+            parser.error(f"argument --slurm {word}: give KEY=VALUE, and --cluster slurm")
     args.runs_dir = args.runs_dir or Path("runs/study") / args.preset
     usual = {"study": Path("results"), "demo": args.runs_dir}
     args.results = args.results or usual.get(args.preset, Path("results") / args.preset)
@@ -223,7 +230,8 @@ class Study:
     def run(self):
         """Run all that is missing; -> exit code."""
         where = ROOT, self.args.runs_dir, self.args.data_dir, *cores(self.args.jobs)
-        place = ClusterPlace(*where) if self.args.cluster else Place(*where)
+        options = dict(word.split("=", 1) for word in self.args.slurm)
+        place = ClusterPlace(*where, options) if self.args.cluster else Place(*where)
         failed = {}
         with Stop(self.args.budget_minutes) as stop:
             while not (stop() or failed):

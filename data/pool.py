@@ -46,12 +46,17 @@ def draw(pool, size, seed):
     return Pool([source.subset(part - start) for source, start, part in parts if len(part)])
 
 
-def reopen_pool(config, data_dir, labelled, split, cache_dir=None, specs=None):
-    """The Pool of an earlier step 2.
+def reopen_pool(config, data_dir, labelled, split, cache_dir=None, specs=None, folder=None):
+    """The Pool of an earlier step 2; of a pool of remote shards only what was selected.
 
-    config: its config.json as a dict;  specs: where the sources are now, None for where they were
+    config: its config.json as a dict;  specs: where the sources are now, None for where they were;
+    folder: of its stage
     Raises ValueError when a source is no longer what was scored, and the errors of `open_sources`.
     """
+    if config.get("engine"):
+        from .remote import selected_pool  # here: most pools need no fsspec
+
+        return selected_pool(config, folder, cache_dir or Path(data_dir) / "cache")
     given = specs or config["unlabeled"]
     size = config["input_size"]
     pool = Pool(open_sources(given, data_dir, size, labelled, split, cache_dir))

@@ -127,7 +127,8 @@ def open_sources(specs, data_dir, input_size, labelled=None, split=None, cache_d
 def absolute(spec):
     """A source as the user gave it, so that it means the same in another working directory."""
     spec = os.fspath(spec)
-    return spec if spec in (*_PARTS, *NAMED, "") else os.path.abspath(os.path.expanduser(spec))
+    known = spec in (*_PARTS, *NAMED, "") or "://" in spec
+    return spec if known else os.path.abspath(os.path.expanduser(spec))
 
 
 # --- parts of the labelled set ------------------------------------------------------------------
@@ -176,7 +177,7 @@ def _of_folder(name, folder, where, size):
 def _tars(spec, where, size):
     path = os.path.expanduser(spec)
     shards = [path] if os.path.isfile(path) else []
-    for one in () if shards else _numbered(path):
+    for one in () if shards else numbered(path):
         found = [p for p in glob.glob(_literal_folder(one)) if os.path.isfile(p)]
         if not found:
             raise FileNotFoundError(
@@ -191,7 +192,7 @@ def _tars(spec, where, size):
     return _of_listing(spelled(name), "tar", path, list_tars(shards), where, size)
 
 
-def _numbered(path):
+def numbered(path):
     """webdataset's {000000..000009} as the ten paths it stands for."""
     found = re.fullmatch(r"(.*)\{(\d{1,18})\.\.(\d{1,18})\}(.*)", path)
     if not found:

@@ -36,11 +36,24 @@ STAGES = {
 # stage -> the flag that names what it is made from, where that is not in its own run folder
 PARENT_FLAGS = {"samples": "teacher", "student": "selection", "finetuned": "student"}
 # What a finished stage answers for: result.json has the hash of each.
-PRODUCTS = ("config.json", "metrics.jsonl", "model.pt", "predictions.npz", "scores.npz")
+PRODUCTS = (
+    "config.json",
+    "members.csv",
+    "metrics.jsonl",
+    "model.pt",
+    "predictions.npz",
+    "scores.npz",
+)
 PRODUCTS += ("selection.csv", "skipped.csv")
-_ARTEFACTS = ("result.json", *PRODUCTS, "projector_config.pbtxt", "events.out.tfevents.*")
+_ARTEFACTS = (
+    "result.json",
+    *PRODUCTS,
+    "shards/*.parquet",
+    "projector_config.pbtxt",
+    "events.out.tfevents.*",
+)
 # Of an unfinished stage: one a process, and what a killed one has left.
-WORKING_FILES = ("resume*.pt", "scores-*.bin", "*.partial-*")
+WORKING_FILES = ("resume*.pt", "shards/*.json", "scores-*.bin", "*.partial-*")
 LOCK = "lock"
 
 

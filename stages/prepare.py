@@ -237,7 +237,13 @@ def prepare_scoring(given, stage, device):
     labelled, parts = load_dataset(settings, configs[0], teacher.classes)
     tell("reading the pool")
     specs = [absolute(spec) for spec in given["unlabeled"] or preset.unlabeled]
-    pool = open_pool(specs, settings["data_dir"], size, labelled, parts, cache_of(settings))
+    engine = given["engine"] or ("ray" if given["scores"] else None)
+    if engine:
+        from data.remote import Shards  # here: most pools need no fsspec
+
+        pool = Shards(specs, given["strategy"], given["pool_size"])
+    else:
+        pool = open_pool(specs, settings["data_dir"], size, labelled, parts, cache_of(settings))
     if given["pool_size"]:
         pool = draw(pool, given["pool_size"], settings["seed"])
     if len(pool) > MAX_POSITION:
@@ -258,7 +264,9 @@ def prepare_scoring(given, stage, device):
         p=p,
         k=k,
         batch_size=chunk,
-        save_scores=given["save_scores"] or len(pool) <= SCORES_UP_TO,
+        engine=engine,
+        scores=given["scores"],
+        save_scores=given["save_scores"] or (not engine and len(pool) <= SCORES_UP_TO),
         **{name: given[name] for name in names},
     )
     guard = None if given["keep_duplicates"] else LeakGuard(labelled, parts)
@@ -295,7 +303,7 @@ def reopen(samples, labelled, parts, settings, specs=None):
             f"{samples.result['selected']}; {again}"
         )
     specs = specs and [absolute(spec) for spec in specs]
-    places = settings["data_dir"], labelled, parts, cache_of(settings), specs
+    places = settings["data_dir"], labelled, parts, cache_of(settings), specs, samples.folder
     pool = scored = reopen_pool(samples.config, *places)
     if settings["input_size"] != samples.config["input_size"]:
         pool = reopen_pool(samples.config | {"input_size": settings["input_size"]}, *places)

@@ -1,15 +1,17 @@
 """The walk over the pool in step 2: score, rank, save; stopped anywhere it goes on from there.
 
-The pool is scored in chunks of a fixed size.  Every process of a torchrun job has a contiguous
-range of whole chunks and a Selector of its own.  So the number of processes changes no chunk, hence
+The pool is scored in chunks of a fixed size; a tar shard begins a new one, so that a shard has the
+same scores wherever it is scored.  Every process of a torchrun job has a contiguous range of whole
+chunks and a Selector of its own.  So the number of processes changes no chunk, hence
 no score, where the same kernels compute it.  (On a CPU the number of threads made no difference to
 any network tried; on a GPU no kernel is chosen by timing here.)  Merged selectors do not depend on
 how the pool was cut, so the selection is the same, byte for byte.
 """
 
 import time
-from dataclasses import dataclass
-from itertools import chain
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from itertools import chain, pairwise
 
 import torch
 from tqdm import tqdm
@@ -50,6 +52,7 @@ class Scored:
     selector: Selector
     scores: list[selection.ScoreFile]  # in pool order, one a process; none where not asked for
     seconds: float
+    facts: dict = field(default_factory=dict)  # of result.json, where they are not the pool's own
 
 
 class Walk:
@@ -58,8 +61,8 @@ class Walk:
     def __init__(self, job):
         """Raises ValueError for a damaged state."""
         self.job, self.number = job, distributed.rank()
-        self.first, self.last = distributed.share(len(job.pool), job.config["batch_size"])
-        self.selector, self.spent = _new_selector(job, self.first, job.compute.device), 0.0
+        self.first, self.last = _range(job)
+        self.selector, self.spent = new_selector(job, self.first, job.compute.device), 0.0
         self.path = job.stage.folder / _state_file(self.number)
         checksum = None
         if job.stage.saved and self.path.exists():
@@ -134,10 +137,10 @@ def run(walk):
     )  # fmt: skip
     normalise = Normalise(job.teacher.mean, job.teacher.std, device)
     last_save = time.monotonic()
-    chunks = predict(
-        job.teacher.model, job.pool.images, normalise, size, position, walk.last, precision
-    )
-    for start, logits in chunks:
+    ends = [end for end in shard_starts(job.pool) if position < end < walk.last]
+    parts = pairwise([position, *ends, walk.last])
+    of = job.teacher.model, job.pool.images, normalise, size
+    for start, logits in chain.from_iterable(predict(*of, *part, precision) for part in parts):
         walk.add(start, logits)
         bar.update(len(logits))
         signum = program.interruption()  # asked once: a signal after this is the next chunk's
@@ -156,9 +159,9 @@ def _gather(job, selector, seconds):
     """Let the first process take over what the others have ranked."""
     folder, processes = job.stage.folder, range(distributed.size())
     for number in processes[1:] if distributed.is_first() else ():
-        other, path = _new_selector(job, 0, "cpu"), folder / _state_file(number)
+        other, path = new_selector(job, 0, "cpu"), folder / _state_file(number)
         other.load_state_dict(checkpoint.load(path))
-        _, end = distributed.share(len(job.pool), job.config["batch_size"], number)
+        _, end = _range(job, number)
         if other.position != end:
             raise program.Failure(
                 f"{path} ends at image {other.position}, not {end}; score again with --overwrite"
@@ -169,7 +172,29 @@ def _gather(job, selector, seconds):
     return Scored(selector, files if job.config["save_scores"] else [], seconds)
 
 
-def _new_selector(job, start, device):
+def shard_starts(pool):
+    """The positions at which a tar shard of the pool begins, rising."""
+    for start, source in zip(pool.starts, pool.sources, strict=False):
+        listing = source.cache and source.cache.source
+        if source.inputs["kind"] != "tar" or len(listing) != len(source):  # drawn from: no shards
+            continue
+        position, entries = 0, range(len(source))
+        while position < len(source):
+            yield start + position
+            shard, *_ = listing.place(position, None)
+            position = bisect_right(entries, shard, key=lambda i: listing.place(i, None)[0])
+
+
+def _range(job, number=None):
+    """The entries that this process scores, or another one, as (first, last + 1): whole chunks."""
+    size, total = job.config["batch_size"], len(job.pool)
+    ends = sorted({0, *shard_starts(job.pool), total})
+    chunks = [first for some in pairwise(ends) for first in range(*some, size)] + [total]
+    first, last = distributed.share(len(chunks) - 1, number=number)
+    return chunks[first], chunks[last]
+
+
+def new_selector(job, start, device):
     settings = {name: job.config[name] for name in ("strategy", "p", "k", "seed", "min_score")}
     return Selector(len(job.teacher.classes), **settings, device=device, start=start)
 
@@ -212,7 +237,8 @@ def write_files(job, rows, score_files):
     names = list(map(pool.name_of, rows.position))
     path = folder / "selection.csv"
     selection.write_selection(path, names, rows.label, rows.score, rows.rank)
-    write_skipped(job)
+    if not job.config["engine"]:  # which has written its own
+        write_skipped(job)
     if score_files:
         selection.write_scores(folder / "scores.npz", pool.names_of, pool.scorable, score_files)
 

@@ -138,7 +138,7 @@ def _read_answers(path, labelled):
 
 
 def _read_selection(run, stage, labelled, places):
-    run.pool = pool = reopen_pool(stage.config, *places)
+    run.pool = pool = reopen_pool(stage.config, *places, folder=stage.folder)
 
     def rows(path):
         names, label, score, rank = selection.read_selection(path, len(labelled.classes))
@@ -167,6 +167,8 @@ def _read_skipped(path, pool):
     with open(path, newline="", encoding="utf-8") as file:
         rows = [(name, reason) for name, reason in csv.reader(file)][1:]
     rows = [row for row in rows if not row[1].startswith("not used")]  # no entries of the pool
+    if any(source.inputs["kind"] == "shards" for source in pool.sources):
+        rows = []  # of remote shards only the selected images are here
     return rows, pool.positions([name for name, _ in rows])
 
 
@@ -190,7 +192,7 @@ def command_of(folder, config):
     elif stage == "samples":
         usual = {"unlabeled": list(preset.unlabeled), "p": preset.p, "k": preset.k}
         usual |= {"min_score": 0.0, "strategy": "ranked", "keep_duplicates": False}
-        usual |= {"pool_size": None}
+        usual |= {"pool_size": None, "engine": None, "scores": None}
     elif stage == "student":
         before = made_from(folder / stage, config).parent / "config.json"
         before = read_record(before) if before.exists() else config

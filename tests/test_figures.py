@@ -113,12 +113,9 @@ def test_dots_have_intervals_and_each_seed():
 
 def test_the_steps_follow_each_other_on_one_axis():
     curves = {"teacher": ([10, 20], [50, 60]), "student": ([30], [70])}
-    axes = axes_of(figures.learning_curves([("k20: ", curves)]))
-    assert [list(line.get_xdata()) for line in axes.lines] == [[10, 20], [30]]
-    assert [line.get_label() for line in axes.lines] == [
-        "k20: teacher",
-        "k20: student, pre-trained",
-    ]
+    figure = figures.learning_curves([curves, {"teacher": ([10], [40])}])
+    assert [list(line.get_xdata()) for line in axes_of(figure).lines] == [[10, 20], [30], [10]]
+    assert legend_of(figure) == ["teacher", "student, pre-trained"]
 
 
 @pytest.mark.parametrize("name", ["$x", "a$^$", "\\$", "$\\frac{$"])

@@ -394,7 +394,10 @@ result = {"seconds": 1.0, "val_top1": number % 97, "test_top1": number % 89,
           "images_processed": 100}
 if stage == "samples":
     result = {"seconds": 1.0, "pool_size": 100, "selected": 50, "pseudo_label_accuracy": 90.0}
-(folder / "config.json").write_text(json.dumps({"versions": {"project": "abc"}}))
+config = {"stage": stage, "precision": "float32", "device_name": "a CPU",
+          "versions": {"project": "abc", "torch": "2.14"}}
+result |= {"stage": stage, "dataset": "digits", "model": "resnet8", "seed": 0}
+(folder / "config.json").write_text(json.dumps(config))
 (folder / "partial").write_text(json.dumps(result))
 (folder / "partial").rename(folder / "result.json")
 """
@@ -496,6 +499,49 @@ def test_a_cluster_runs_the_same(place):
     assert len([run for run in work.go_on(never) if run]) == 4
     assert [reason for _, reason in work.failed.values()] == ["no luck with thirteen"]
     assert all(len(started(run, place)) == 1 for run in wanted[:2] + wanted[4:])
+
+
+@pytest.mark.parametrize("there", [None, "4,6"])
+def test_each_run_has_a_gpu_of_its_own(place, monkeypatch, there):
+    monkeypatch.setattr(work_module, "_gpus", lambda: 8)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if there:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", there)
+    show = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    (place.root / "main.py").write_text(show)
+    place.cores, environment = work_module.cores(8)
+    wanted = [replace(RUN, seed=seed) for seed in range(8)]
+    assert environment == {} and not [run for run in Work(wanted, place).go_on(never) if run]
+    shown = [(run.run_dir(place.runs) / "log.txt").read_text().strip() for run in wanted]
+    assert sorted(shown) == sorted((there or "0,1,2,3,4,5,6,7").split(",") * (4 if there else 1))
+
+
+def test_slurm_gets_what_the_flags_say_and_a_requeued_job_goes_on(place, tmp_path, monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    from trials.cluster import ClusterPlace
+
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in (("srun", ""), ("sbatch", "echo Submitted batch job 7"), ("scancel", "")):
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    words = "--cluster slurm --slurm partition=gpu gpus=1 account=lab time=240 cpus-per-task=6"
+    args = study.parse(words.split())
+    options = dict(word.split("=", 1) for word in args.slurm)
+    cluster = ClusterPlace(place.root, place.runs, place.data, [None], options=options)
+    (run,) = chains()
+    run.run_dir(place.runs).mkdir(parents=True)
+    cluster.start(run, None, None)
+    jobs = place.runs / "jobs"
+    (script,) = jobs.glob("submission_file_*.sh")
+    lines = script.read_text().splitlines()
+    for option in ("partition=gpu", "gpus=1", "account=lab", "time=240", "cpus-per-task=6"):
+        assert lines.count(f"#SBATCH --{option}") == 1
+    (pickled,) = jobs.glob("*.pkl")
+    command = submitit.core.utils.DelayedSubmission.load(pickled).function
+    assert "--resume" in command.command
+    assert command.checkpoint().function.command == command.command
 
 
 def test_the_budget_is_a_reason_to_stop():

@@ -21,7 +21,7 @@ class Place:
     root: Path  # of the project
     runs: Path  # the folder of the runs
     data: Path  # --data-dir
-    cores: list[int | None]  # one a job: the core that it is pinned to, None for anywhere
+    cores: list[int | str | None]  # one a job: its core, its GPU as text, None for anywhere
     environment: dict = field(default_factory=dict)  # beside that of this process
 
     def words(self, run):
@@ -32,35 +32,43 @@ class Place:
 
     def start(self, run, lock, core):
         """A run as a child process with one thread; its output goes to log.txt."""
+        device = {"CUDA_VISIBLE_DEVICES": core} if isinstance(core, str) else {}
         with open(run.run_dir(self.runs) / "log.txt", "ab") as log:
             child = subprocess.Popen(
                 [sys.executable, *self.words(run)],
                 cwd=self.root,
-                env=os.environ | self.environment,
+                env=os.environ | self.environment | device,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for study.py, which passes it on once
                 pass_fds=(lock,) if fcntl else (),
             )
-        if core is not None and hasattr(os, "sched_setaffinity"):
+        if isinstance(core, int) and hasattr(os, "sched_setaffinity"):
             with suppress(ProcessLookupError):
                 os.sched_setaffinity(child.pid, {core})
         return child
 
 
 def cores(jobs):
-    """-> a core for each job (None: anywhere), what the runs' environment is to say.
+    """-> a core or a GPU for each job, what the runs' environment is to say.
 
+    Each GPU has a run of its own, as far as there are enough of them.
     On a CPU a run has one thread and a core of its own: two such runs do more than one with two
     threads, and their bits do not depend on the load.
     """
-    import torch
-
-    if torch.cuda.is_available():
-        return [None] * (jobs or 1), {}
+    if count := _gpus():
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = named.split(",") if named else [str(n) for n in range(count)]
+        return [gpus[job % len(gpus)] for job in range(jobs or len(gpus))], {}
     there = sorted(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0))
     return [there[job % len(there)] for job in range(jobs or len(there))], {"OMP_NUM_THREADS": "1"}
+
+
+def _gpus():
+    import torch
+
+    return torch.cuda.device_count()
 
 
 class Work:
