@@ -69,4 +69,5 @@ def said(make):
     words, _, text = text.partition(" Paper: ")
     paper, _, bears = text.partition(" Bears: ")
     name = make.__name__.strip("_").replace("_", "-")
-    return {"name": name, "words": words, "paper": paper.rstrip("."), "bears": bears.rstrip(".")}
+    bears = bears.rstrip(".") or "no: not a claim of the paper"
+    return {"name": name, "words": words, "paper": paper.rstrip("."), "bears": bears}
