@@ -112,7 +112,8 @@ class TrainState:
         """Stand where another TrainState of the same model, recipe and seed stood."""
         for name in _COUNTERS:
             setattr(self, name, type(getattr(self, name))(state[name]))  # a ValueError for a text
-        self.sums.copy_(state["sums"]).mul_(distributed.is_first())  # the sum over the processes
+        sums = state["sums"].view(3)  # over all processes; `copy_` would take a number as well
+        self.sums.copy_(sums).mul_(distributed.is_first())
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:

@@ -143,6 +143,7 @@ def test_a_selection_killed_in_the_middle_is_finished_by_resume(
 
 KILLED_TRAINING = """
 import os, signal, sys
+import main
 from stages import lifetime, training
 training.LOOK_SECONDS = training.SAVE_SECONDS = -1  # a save after every step
 epoch = lifetime.StageLog.epoch
@@ -302,8 +303,8 @@ def stopped(run_before, step, stage_flags, stop_after, every_step, tmp_path):
 @pytest.mark.parametrize("stage", ["teacher", "samples", "finetuned"])
 def test_the_state_of_another_stage_is_refused(run_before, stopped, refused, stage_flags, stage):
     run_before(stage)
-    seed = ["--seed", "1"] if stage == "teacher" else []
-    run, other = stopped(stage, "one"), stopped(stage, "other", *seed)
+    another = {"teacher": "--seed 1", "samples": "--k 4", "finetuned": "--learning-rate 0.01"}
+    run, other = stopped(stage, "one"), stopped(stage, "other", another[stage])
     shutil.copyfile(other / stage / "resume.pt", run / stage / "resume.pt")
     error = refused(stage, run, *stage_flags[stage], "--resume")
     assert f"{run / stage / 'resume.pt'} is not the state that this stage has saved" in error
@@ -339,7 +340,7 @@ def test_what_has_changed_around_a_resumed_stage_is_said_and_recorded(
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "versions", lambda: now | {"torch": "2.0", "project": "an older"})
         patch.setattr(prepare, "device_name", lambda device: "another CPU, AVX2")
-        run = stopped(stage, "run")
+        run = stopped(stage, "one")
     capsys.readouterr()
     assert step(stage, run, *stage_flags[stage], "--resume") == 0
     error = capsys.readouterr().err

@@ -534,7 +534,7 @@ def test_slurm_gets_what_the_flags_say_and_a_requeued_job_goes_on(place, tmp_pat
     run.run_dir(place.runs).mkdir(parents=True)
     cluster.start(run, None, None)
     jobs = place.runs / "jobs"
-    (script,) = jobs.glob("*submission*.sh")
+    script = min(jobs.glob("*submission*.sh"))
     lines = script.read_text().splitlines()
     for option in ("partition=gpu", "gpus=1", "account=lab", "time=240", "cpus-per-task=6"):
         assert lines.count(f"#SBATCH --{option}") == 1
