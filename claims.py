@@ -23,7 +23,7 @@ TUNING = 3  # seeds that candidates are chosen on
 
 
 def base(name):
-    """The Preset that a preset's arms change, of the demo a short form; ValueError for no preset."""
+    """The Preset that a preset's arms change, of the demo a short form.  Raises ValueError."""
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; choose from {', '.join(PRESETS)}")
     preset = PRESETS[name]
@@ -68,8 +68,7 @@ HALF, ALONE = labels_alone(PIPELINE, 0.5), labels_alone(PIPELINE)
 FASTER = labels_alone(PIPELINE, more="rate x 2", learning_rate=Times(2))
 SLOWER = labels_alone(PIPELINE, more="rate x 0.5", learning_rate=Times(0.5))
 AUGMENTED = labels_alone(PIPELINE, more="TrivialAugment", augment="trivialaugment")
-# The best recipe of eight trials for the labels alone.
-STRONG = {"learning_rate": Times(2), "augment": "trivialaugment"}
+STRONG = {"learning_rate": Times(2), "augment": "trivialaugment"}  # the rival's best of 8 trials
 # A small, a middle and a large network; the paper's: ResNet-18, ResNet-50, the largest ResNeXt-101.
 LADDERS = {"resnet8": ("resnet8", "resnet14", "resnet20")}
 LADDERS |= {"resnet20": ("resnet8", "resnet20", "resnet20-w32")}
@@ -461,8 +460,7 @@ def _card(settings, preset):
     Paper: Figure 3: 73.8 at a pool of 2.4 times the labels, 75.3 at 4.9 times; supervised 76.4.
     Bears: yes: the left end of its Figure 3.
 
-    The configuration that this project was asked for: ResNet-50, all labels, 150,000 pool images,
-    K=1000, P=10, upsampled inputs.  One seed is no verdict.
+    This project was asked for ResNet-50, all labels, 150,000 pool images, K=1000, P=10.  One seed.
     """
     whole = {"linear": False, "epochs": 3, "passes": 1, "resize": "", "label_smoothing": 0.0}
     lite, small = lite0(96) | whole, {"input_size": settings.input_size}
