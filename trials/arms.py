@@ -105,19 +105,16 @@ class Planner:
             flags, images, cost = steps[step]
             values = asdict(PRESETS[self.named])
             values = {n: v for n, v in values.items() if n in (*_SHARED, *_OWN[step])}
-            if step == "teacher" and arm.members > 1:
+            others, was = members if step == "samples" else (), ()
+            if step == "teacher":
                 images, cost = images // arm.members, cost // arm.members
-                members = tuple(
-                    Run(step, self.named, seed, (*flags, ("--member", f"{number}")), values,
-                        None, images, cost)
-                    for number in range(1, arm.members)
-                )  # fmt: skip
-            others = members if step == "samples" else ()
-            was = ()  # of a teacher that is first trained on tags
-            if step == "teacher" and parent:
-                tags = arm.tags["dataset"].removeprefix("tags:")
-                was = ("--weak-epochs", f"{arm.tags['epochs']}"), ("--weak-pretrain", tags)
+                if arm.tags:
+                    pool = arm.tags["dataset"].removeprefix("tags:")
+                    was = ("--weak-epochs", f"{arm.tags['epochs']}"), ("--weak-pretrain", pool)
             parent = Run(step, self.named, seed, flags, values, parent, images, cost, others, was)
+            if step == "teacher":
+                numbers = (("--member", f"{number}") for number in range(1, arm.members))
+                members = tuple(replace(parent, flags=(*flags, number)) for number in numbers)
         return parent
 
     def compute(self, name):
