@@ -23,10 +23,10 @@ from .runs import Run
 from .sizes import ALL, Compute, Images, Sizes, Times, multiply_adds, tagged_images, times
 
 # The steps in their order, with the part of a preset that holds their training.  "tags" is a step 1
-# on the folder names of a pool, whose weights the teacher starts from, with the recipe of step 3;
+# on the folder names of a pool, with the recipe of step 3; the teacher starts from its weights.
 # "further" is a step 1 that starts from the teacher's weights; "again" is a second round, whose
-# teacher is the fine-tuned student; "transferred" a step 1 on another labelled set that starts from
-# an arm's end.
+# teacher is the fine-tuned student; "transferred" is a step 1 on another labelled set that starts
+# from an arm's end.
 STEPS = {"tags": "student", "teacher": "teacher", "further": "finetune", "samples": None}
 STEPS |= {"student": "student", "finetuned": "finetune"}
 STEPS |= {"samples again": None, "student again": "student", "finetuned again": "finetune"}
@@ -41,9 +41,9 @@ _OWN |= dict.fromkeys(("further", "transferred"), ("teacher",))  # whose values 
 class Arm:
     """What an arm changes, step by step: fields of presets.Training, and of a samples step
     `p`, `k`, `strategy`, `unlabeled`, `pool_size`, `keep_duplicates`, of a teacher
-    `labels_per_class`, `input_size`, `weights` and `linear`, of tags `dataset`, of a student
-    `input_size`, `soft_labels` and `joint`, of a transfer `dataset`, `labels_per_class`,
-    `val_per_class` and `linear`.
+    `labels_per_class`, `input_size`, `weights` and `linear`, of a student `input_size`,
+    `soft_labels` and `joint`, of a transfer `dataset`, `labels_per_class`, `val_per_class` and
+    `linear`, of tags `dataset`.
     """
 
     name: str
@@ -105,19 +105,16 @@ class Planner:
             flags, images, cost = steps[step]
             values = asdict(PRESETS[self.named])
             values = {n: v for n, v in values.items() if n in (*_SHARED, *_OWN[step])}
-            if step == "teacher" and arm.members > 1:
+            others, was = members if step == "samples" else (), ()
+            if step == "teacher":
                 images, cost = images // arm.members, cost // arm.members
-                members = tuple(
-                    Run(step, self.named, seed, (*flags, ("--member", f"{number}")), values,
-                        None, images, cost)
-                    for number in range(1, arm.members)
-                )  # fmt: skip
-            others = members if step == "samples" else ()
-            was = ()  # of a teacher that is first trained on tags
-            if step == "teacher" and parent:
-                tags = arm.tags["dataset"].removeprefix("tags:")
-                was = ("--weak-epochs", f"{arm.tags['epochs']}"), ("--weak-pretrain", tags)
+                if arm.tags:
+                    pool = arm.tags["dataset"].removeprefix("tags:")
+                    was = ("--weak-epochs", f"{arm.tags['epochs']}"), ("--weak-pretrain", pool)
             parent = Run(step, self.named, seed, flags, values, parent, images, cost, others, was)
+            if step == "teacher":
+                numbers = (("--member", f"{number}") for number in range(1, arm.members))
+                members = tuple(replace(parent, flags=(*flags, number)) for number in numbers)
         return parent
 
     def compute(self, name):

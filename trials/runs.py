@@ -7,6 +7,7 @@ never run again, and one that was killed goes on where it was.
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -114,6 +115,23 @@ class Run:
         for name, value in self.flags:
             words += [name, *value.split()]
         return words
+
+
+def commands(last, where):
+    """The command lines that repeat a run and its ancestors in the folder `where`."""
+    folders = {}  # identity -> the folder of its stage
+    for run in last.chain():
+        number = dict(run.flags).get("--member")
+        apart = f"member-{number}" if number else ""
+        if run.step in ("tags", "further", "transferred"):  # a step 1, too
+            apart = run.step
+        elif run.step.endswith("again"):
+            apart = "second-round"
+        run_dir = Path(where, apart)
+        folders[run.identity] = run_dir / PROGRAMS[run.step][2]
+        parents = [folders[parent.identity] for parent in run.parents]
+        inside = [parent.parent for parent in parents] == [run_dir]
+        yield shlex.join(["python", *run.words(run_dir, () if inside else parents)])
 
 
 def _without_young(values):
