@@ -205,6 +205,8 @@ def command_of(folder, config):
         recipe = vars(training_of(preset, stage, config["dataset"]))
         given = config["training"].items()
         changed |= {name: value for name, value in given if recipe.get(name) != value}
+        if "batch_size" in changed:  # the rate would follow it
+            changed["learning_rate"] = config["training"]["learning_rate"]
     if config["parent"]:
         parent = made_from(folder / stage, config)
         more = [(folder / stage / it["path"]).resolve() for it in config.get("more_parents") or ()]

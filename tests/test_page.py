@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import SHORT, SMALL, run_step
+from conftest import SHORT, make_digits_run, run_step
 
 from data.labelled import load_labelled
 from report import page as page_of_runs
@@ -255,17 +255,13 @@ def side_by_side(digits_run, tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(digits_run, runs / "run")
     words = rival_of(runs / "run")
-    assert run_step("teacher", runs / "run-rival", *words[2:4], *words[6:]) == 0
+    own = (*words[2:4], *words[words.index("--run-dir") + 2 :])
+    assert run_step("teacher", runs / "run-rival", *own) == 0
     teacher = ("--teacher", runs / "run" / "teacher")
     assert run_step("samples", runs / "k2", *teacher, "--k 2") == 0
-    for run, seed in (("k2", ""), ("seed-1", "--seed 1")):
-        if seed:
-            first = (*f"--preset demo {SMALL} {SHORT} {seed}".split(), "--data-dir")
-            data = read_record(runs / "run" / "teacher" / "config.json")["data_dir"]
-            assert run_step("teacher", runs / run, *first, data) == 0
-            assert run_step("samples", runs / run, "--k 5") == 0
-        assert run_step("student", runs / run, SHORT) == 0
-        assert run_step("finetuned", runs / run, SHORT) == 0
+    assert run_step("student", runs / "k2", SHORT) == 0
+    assert run_step("finetuned", runs / "k2", f"{SHORT} --learning-rate 0.005") == 0
+    make_digits_run(runs, "seed-1", seed=1)
     return runs
 
 
