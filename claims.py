@@ -1,84 +1,29 @@
 """The paper's claims: its words and figures, our arms, the test, the size that counts.
 
-Yalniz et al. 2019 (arXiv 1905.00546).  `claims(preset)` gives those that a preset is asked about.
-The commit that adds a claim registers it, and comes before its runs: which arms are compared, on
-which seeds, what counts as an effect and what the verdict then is (the docstrings of
-trials/statistics.py) can be judged without a look at any result.  Settings are chosen on validation
-images alone, test accuracies are compared.
+Yalniz et al. 2019 (arXiv 1905.00546).  The commit that adds a claim registers it, before its runs:
+which arms are compared, on which seeds, what counts as an effect, and what the verdict then is (see
+trials/statistics.py).  Validation images choose settings, test accuracies are compared.
 
-Each claim is a function below.  Its docstring has the claim's words, what the paper reports
-("Paper:"), whether the test bears on the paper ("Bears:") and notes.  It returns the rows of our
-figure, {label: arm}, and the tests.  paper.csv has what the paper reports beside our rows: its
-tables, or its plots read to about 0.05.  Every number is percent top-1, every difference points.
+A claim is a function: its docstring has the claim's words, what the paper reports, whether the test
+bears on the paper, and notes; it returns the rows of our figure, {label: arm}, and the tests.
+paper.csv has the paper's values beside our rows, those of its plots to about 0.05.  Every number is
+percent top-1, every difference points.
 """
 
-import csv
-import hashlib
-import inspect
-import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 
 from presets import PRESETS
 from trials.arms import Arm, preset_images
+from trials.claim import Claim, said
 from trials.sizes import ALL, Compute, Images, Share, Times, tagged_images
 from trials.statistics import Difference, LargerGain, NoGain, Peak, Same, Trend
 
 TUNING = 3  # seeds that candidates are chosen on
 
 
-@dataclass(frozen=True)
-class Claim:
-    """One claim of the paper and its test here."""
-
-    rows: dict  # of its figure: {label: arm}; of a list of arms the one that validation chose
-    tests: list  # of trials.statistics.Test, one a part
-    more: tuple = ()  # arms that the page lists first, whether or not a row or a test has them
-    zero: Arm | dict | None = None  # at zero in the figure: an arm, or {label: arm}; by default the
-    # arm that the first test compares with
-    seeds: int = 3  # registered: 0, 1, ..
-    primary: bool = False  # the one claim of a preset whose p is not corrected
-    beside: str = ""  # the claim whose row of the summary it shares
-    name: str = ""
-    words: str = ""
-    paper: str = ""  # what it reports
-    bears: str = ""  # on the paper?  "yes", "only in kind" or "no", and why
-    toy: str = ""  # why the scale is too far from the paper's to touch its statement
-
-    @property
-    def arms(self):
-        """[Arm]: all that are listed, drawn or tested, each once."""
-        zeros = self.zero.values() if isinstance(self.zero, dict) else [self.zero]
-        sides = [self.more, *self.rows.values(), *zeros]
-        sides += [side for test in self.tests for side in test.arms]
-        arms = [
-            arm for side in sides if side for arm in ([side] if isinstance(side, Arm) else side)
-        ]
-        return list({arm.name: arm for arm in arms}.values())
-
-    @property
-    def reported(self):
-        """{label of a row: points above zero in the paper}"""
-        with open(Path(__file__).with_name("paper.csv"), encoding="utf-8", newline="") as file:
-            lines = [line for line in csv.DictReader(file) if line["claim"] == self.name]
-        return {line["row"]: float(line["top1"]) - float(line["zero"]) for line in lines}
-
-    @property
-    def digest(self):
-        """sha256 of what is registered, however it is written down: arms, tests and seeds."""
-        arms = sorted(self.arms, key=lambda arm: arm.name)
-        tests = [[type(t).__name__, t.smallest, t.ruled_out, t.sides] for t in self.tests]
-        about = [self.name, arms, tests, self.seeds]
-        text = json.dumps(about, sort_keys=True, default=lambda v: [type(v).__name__, vars(v)])
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
 def base(name):
-    """The Preset that a preset's arms change: itself, but for the demo a short form.
-
-    Raises ValueError for a name that presets.py does not have.
-    """
+    """The Preset that a preset's arms change, of the demo a short form.  Raises ValueError."""
     if name not in PRESETS:
         raise ValueError(f"there is no preset {name!r}; choose from {', '.join(PRESETS)}")
     preset = PRESETS[name]
@@ -94,27 +39,16 @@ def claims(name):
     """The claims that `study.py --preset name` is about, in the order in which they are run."""
     makers = _MAKERS.get(name, _ALL)
     toy = "digits, 8 px" if name == "demo" else ""
-    return tuple(replace(make(base(name), name), **_said(make), toy=toy) for make in makers)
-
-
-def _said(make):
-    """What a claim's function says: {"name": .., "words": .., "paper": .., "bears": ..}"""
-    text = inspect.getdoc(make).partition("\n\n")[0].replace("\n", " ")
-    words, _, text = text.partition(" Paper: ")
-    paper, _, bears = text.partition(" Bears: ")
-    name = make.__name__.strip("_").replace("_", "-")
-    return {"name": name, "words": words, "paper": paper.rstrip("."), "bears": bears.rstrip(".")}
+    return tuple(replace(make(base(name), name), **said(make), toy=toy) for make in makers)
 
 
 # --- arms that several claims share -------------------------------------------------------------
 
 
 def labels_alone(of, factor=1.0, more="", **changes):
-    """The rival: one network on the labels alone, with `factor` of the whole compute of the arm
-    `of`; `more` says in words what else changes.
-    """
+    """The rival: the labels alone, `factor` of an arm's whole compute.  more: changes in words"""
     name = f"labels alone, {factor:g} x {of.name}" + (f", {more}" if more else "")
-    return Arm(name, {"epochs": Compute(of.name, factor), **changes}, ends="teacher")
+    return Arm(name, changes | {"epochs": Compute(of.name, factor)}, ends="teacher")
 
 
 def chain(teacher, student):
@@ -128,15 +62,14 @@ def before(arm):
 
 
 TEACHER, PIPELINE = Arm("teacher", ends="teacher"), Arm("pipeline")
-STEPS = {"teacher": TEACHER, "pre-trained": before(PIPELINE), "fine-tuned": PIPELINE}
+BEFORE = before(PIPELINE)
+STEPS = {"teacher": TEACHER, "pre-trained": BEFORE, "fine-tuned": PIPELINE}
 HALF, ALONE = labels_alone(PIPELINE, 0.5), labels_alone(PIPELINE)
 FASTER = labels_alone(PIPELINE, more="rate x 2", learning_rate=Times(2))
 SLOWER = labels_alone(PIPELINE, more="rate x 0.5", learning_rate=Times(0.5))
 AUGMENTED = labels_alone(PIPELINE, more="TrivialAugment", augment="trivialaugment")
-# The best recipe of eight trials for the labels alone.
-STRONG = {"learning_rate": Times(2), "augment": "trivialaugment"}
-# What a small, a middle and a large network are, by the network of the preset's student.  They
-# stand beside ResNet-18, ResNet-50 and the largest ResNeXt-101 of the paper.
+STRONG = {"learning_rate": Times(2), "augment": "trivialaugment"}  # the rival's best of 8 trials
+# A small, a middle and a large network; the paper's: ResNet-18, ResNet-50, the largest ResNeXt-101.
 LADDERS = {"resnet8": ("resnet8", "resnet14", "resnet20")}
 LADDERS |= {"resnet20": ("resnet8", "resnet20", "resnet20-w32")}
 LADDERS |= {"resnet50": ("resnet18", "resnet50", "resnext101_32x4d")}
@@ -157,8 +90,8 @@ def _pipeline(settings, preset):
     Paper: Table 2: ResNet-50 79.1 against 76.4, +1.6 to +2.7 for six networks.
     Bears: only in kind: its rival has the whole compute, its teacher is not the stronger one.
 
-    Both sides are tuned: ours over 3 settings of one compute, the rival over 5.  On CIFAR-10
-    ours was tuned in the trials of the preset, seed 100, and has one setting, the rival 4.
+    Ours is tuned over 3 settings of one compute, the rival over 5; on CIFAR-10 ours was tuned in
+    the trials of the preset, seed 100, and the rival has 4.
     """
     lower = PIPELINE.but("fine-tuning rate x 1/3", finetuned={"learning_rate": Times(1 / 3)})
     ours = [PIPELINE, lower, PIPELINE.but("student with CutMix", student={"cutmix": 1.0})]
@@ -169,8 +102,8 @@ def _pipeline(settings, preset):
     rivals = [HALF, ALONE, *rivals, ALONE.but("fine-tuned", further={}, ends="further")]
     rows = STEPS | {"labels alone, half the compute": HALF, "labels alone, untuned": ALONE}
     tests = [Difference(0.5, ours, rivals, part="the preset's recipe")]
-    more = (*STEPS.values(), *ours)
-    return Claim(rows, tests, more, seeds=3 if preset == "demo" else 6, primary=True)
+    seeds, more = 3 if preset == "demo" else 6, (*STEPS.values(), *ours)
+    return Claim(rows, tests, more, seeds=seeds, primary=True)
 
 
 def _fine_tuning(settings, preset):
@@ -178,9 +111,8 @@ def _fine_tuning(settings, preset):
     Paper: Table 2: +2.7 to +3.9; before it every student is 0.5 to 1.9 below the supervised one.
     Bears: yes: the same network before and after its last step.
     """
-    rows = {"fine-tuned": PIPELINE, "pre-trained": before(PIPELINE)}
-    test = Difference(0.5, PIPELINE, before(PIPELINE))
-    return Claim(rows, [test], seeds=3 if preset == "demo" else 6)
+    rows, seeds = {"fine-tuned": PIPELINE, "pre-trained": BEFORE}, 3 if preset == "demo" else 6
+    return Claim(rows, [Difference(0.5, PIPELINE, BEFORE)], seeds=seeds)
 
 
 def _strong_recipe(settings, preset):
@@ -188,8 +120,7 @@ def _strong_recipe(settings, preset):
     Paper: Table 2: ResNet-50 79.1 against 76.4, +1.6 to +2.7 for six networks.
     Bears: only in kind: its rival has the whole compute, its teacher is not the stronger one.
 
-    Registered after the validation accuracies of `pipeline`, where twice the rate, and
-    TrivialAugment, gained for the labels alone: here every arm may have them.
+    Registered after the validation accuracies of `pipeline`, where these gained for its rival.
     """
     strong = Arm("strong pipeline", STRONG, student=STRONG)
     ours = [strong, strong.but("also fine-tuning", finetuned={"augment": "trivialaugment"})]
@@ -225,12 +156,11 @@ def _iterations(settings, preset):
     alone = {x: Arm(f"{of} {x:g}", images[x], ends="teacher") for x in factors}
     rows = {f"pre-training x {Fraction(x)}": arm for x, arm in semi.items()}
     rows |= {f"labels alone x {Fraction(x)}": arm for x, arm in alone.items()}
-    lengths, peak = [*alone.values()], "its rival has a peak"
-    tests = [
-        Trend(1.0, *semi.values(), part="the student gains from more images"),
-        Difference(0.5, alone[1 / 4], semi[1 / 4], part="at the shortest it is below its rival"),
-        Difference(0.5, lengths[:2], lengths[2], part=peak, ruled_out="not reached"),
-    ]
+    short, usual, long = alone.values()
+    peak = {"part": "its rival has a peak", "ruled_out": "not reached"}
+    tests = [Trend(1.0, *semi.values(), part="the student gains from more images")]
+    tests += [Difference(0.5, short, semi[1 / 4], part="at the shortest it is below its rival")]
+    tests += [Difference(0.5, [short, usual], long, **peak)]
     return Claim(rows, tests)
 
 
@@ -239,8 +169,6 @@ def _k(settings, preset):
     have wrong labels.  (That a larger student peaks later is not tested.)
     Paper: Figure 5, ResNet-50: 77.1 at K = 1,000, 79.1 at 8,000, 78.1 at 64,000.
     Bears: yes: the same sweep, K as a share of the pool.
-
-    The peak is named: the preset's K.
     """
     factors = (1 / 8, 1, 4) if preset == "demo" else (1 / 8, 1 / 2, 1, 2, 4)
     arms = {x: Arm(f"K x {x:g}", samples={"k": Times(x)}) for x in factors} | {1: PIPELINE}
@@ -283,23 +211,18 @@ def _second_round(settings, preset):
     """Not a claim of the paper: a second round, whose teacher is the fine-tuned student, adds to
     the first, and beats a supervised network of the same compute.
     Paper: no second round; Noisy Student (Xie et al. 2019) makes three.
-    Bears: no: not a claim of the paper.
     """
     second = Arm("second round", ends="finetuned again")
-    alone = labels_alone(second)
-    rows = {"teacher": TEACHER, "first round": PIPELINE, "second round": second}
-    tests = [
-        Difference(0.5, second, PIPELINE, part="better than the first"),
-        Difference(0.5, second, alone, part="better than the labels alone"),
-    ]
-    return Claim(rows | {"labels alone": alone}, tests)
+    rows, alone = {"teacher": TEACHER, "first round": PIPELINE}, labels_alone(second)
+    tests = [Difference(0.5, second, PIPELINE, part="better than the first")]
+    tests += [Difference(0.5, second, alone, part="better than the labels alone")]
+    return Claim(rows | {"second round": second, "labels alone": alone}, tests)
 
 
 def _soft_labels(settings, preset):
     """Not a claim of the paper: a student that learns the teacher's scores of an image's P classes
     is better than one that learns the class that keeps the image.
     Paper: hard labels throughout; no figures.
-    Bears: no: not a claim of the paper.
     """
     soft = Arm("soft labels", student={"soft_labels": True})
     return Claim({"hard labels": PIPELINE, "soft labels": soft}, [Difference(0.5, soft, PIPELINE)])
@@ -309,12 +232,11 @@ def _joint(settings, preset):
     """Not a claim of the paper: pre-training on the selection and fine-tuning on the true labels is
     better than one training on both, of as many images.
     Paper: no figures; Noisy Student (Xie et al. 2019) finds the joint training better.
-    Bears: no: not a claim of the paper.
     """
     student, finetuned = (preset_images(settings, step) for step in ("student", "finetuned"))
     both = {"joint": True, "epochs": Images((student + finetuned) / student)}
     joint = Arm("joint training", student=both, ends="student")
-    rows = {"pre-trained": before(PIPELINE), "fine-tuned": PIPELINE, "joint": joint}
+    rows = {"pre-trained": BEFORE, "fine-tuned": PIPELINE, "joint": joint}
     return Claim(rows, [Difference(0.5, PIPELINE, joint)])
 
 
@@ -325,21 +247,17 @@ def _semi_weak(settings, preset):
     Paper: Table 6, ResNet-50: semi-weak 80.9, semi 79.1, weak 78.2.
     Bears: only in kind: the tags are 200 folder names, all of them right.
 
-    Tags are the 200 folder names of Tiny-ImageNet: each image has one, and it is right, where a
-    hashtag is one of several, often wrong and unevenly frequent; 100,000 images, the paper has
-    10^9.  They come from another crawl than the pool of the selection, whose folder names would be
-    the hidden labels; in the paper both come from one.  As many images are processed with tags as
+    The paper's tags, of its own pool, are several an image, often wrong and unevenly frequent; the
+    folder names of our pool would be the hidden labels.  As many images are processed with tags as
     with labels.  Its one trial, seed 100: docs/results/weak.json.
     """
-    tags = {"weak_pretrain": "tiny-imagenet", "weak_epochs": 1}
-    tags["weak_epochs"] = round(preset_images(settings, "teacher") / tagged_images(tags))
-    semi_weak, weak = Arm("semi-weak", tags), Arm("weak", tags, ends="teacher")
+    tags = {"dataset": "tags:tiny-imagenet", "passes": 1}
+    tags["epochs"] = round(preset_images(settings, "teacher") / tagged_images(tags["dataset"]))
+    semi_weak, weak = Arm("semi-weak", tags=tags), Arm("weak", tags=tags, ends="teacher")
     whole = weak.but("1 x semi-weak", teacher={"epochs": Compute("semi-weak")})
     rows = {"semi": PIPELINE, "weak": weak, "weak, equal compute": whole, "semi-weak": semi_weak}
-    tests = [
-        Difference(0.5, semi_weak, PIPELINE, part="better than without tags"),
-        Difference(0.5, semi_weak, [weak, whole], part="better than its teacher"),
-    ]
+    tests = [Difference(0.5, semi_weak, PIPELINE, part="better than without tags")]
+    tests += [Difference(0.5, semi_weak, [weak, whole], part="better than its teacher")]
     return Claim(rows, tests)
 
 
@@ -351,24 +269,18 @@ def _transfer(settings, preset):
     against 73.3.
     Bears: only in kind: from CIFAR-100 to 250 labels of CIFAR-10.
 
-    As in Table 8 the fine-tuned network is transferred, whole or under a new last layer.  The
-    rival is the one of equal compute that `pipeline` chose on validation images.  25 labels a class
-    are about as many as CUB-200 has.  No image of CIFAR-10 may be in the pool of the student.
+    As in Table 8 the fine-tuned network is transferred, and 25 labels a class are about as many as
+    CUB-200 has.  The rival is the one that `pipeline` chose on validation images.
     """
     few = {"dataset": "cifar10", "labels_per_class": 25, "val_per_class": 200}
     kinds = {"full": few, "linear": few | {"linear": True}}
-    full, alone, linear, linear_alone = (
-        arm.but(f"to CIFAR-10, {kind}", transferred=changes)
-        for kind, changes in kinds.items()
-        for arm in (PIPELINE, FASTER)
-    )
+    full, linear = (PIPELINE.but(f"to CIFAR-10, {x}", transferred=kinds[x]) for x in kinds)
+    alone, linear_alone = (FASTER.but(f"to CIFAR-10, {x}", transferred=kinds[x]) for x in kinds)
     rows = {"all layers, student": full, "last layer, student": linear}
     zero = dict(zip(rows, (alone, linear_alone), strict=True))
-    tests = [
-        Difference(0.5, full, alone, part="all layers trained"),
-        Difference(0.5, linear, linear_alone, part="the last layer trained"),
-        LargerGain(0.5, linear, linear_alone, full, alone, part="the last layer gains more"),
-    ]
+    tests = [Difference(0.5, full, alone, part="all layers trained")]
+    tests += [Difference(0.5, linear, linear_alone, part="the last layer trained")]
+    tests += [LargerGain(0.5, linear, linear_alone, full, alone, part="the last layer gains more")]
     return Claim(rows, tests, more=(full, alone), zero=zero)
 
 
@@ -380,7 +292,7 @@ def _teacher_capacity(settings, preset):
     """
     models, model = LADDERS[settings.student.model], settings.student.model
     students = [chain(teacher, model) for teacher in models]
-    teachers = [Arm(f"teacher {teacher}", {"model": teacher}, ends="teacher") for teacher in models]
+    teachers = [Arm(f"teacher {name}", {"model": name}, ends="teacher") for name in models]
     tests = [Trend(0.5, *students, part="a larger teacher, a better student")]
     if models[0] != model:
         alone = labels_alone(students[0], model=model, more=model)
@@ -398,12 +310,10 @@ def _self_training(settings, preset):
     own_small, own_large, strong = chain(small, small), chain(large, large), chain(large, small)
     half, whole = (labels_alone(own_large, x, model=large, more=large) for x in (0.5, 1))
     alone = labels_alone(own_small, model=small, more=small)
-    tests = [
-        Difference(0.5, own_large, [half, whole], part="the larger of its own kind gains"),
-        Difference(0.5, strong, own_small, part="the smaller gains more of the larger"),
-    ]
-    rows = {"small, of its own kind": own_small, "large, of its own kind": own_large}
-    rows["small, of a strong one"] = strong
+    tests = [Difference(0.5, own_large, [half, whole], part="the larger of its own kind gains")]
+    tests += [Difference(0.5, strong, own_small, part="the smaller gains more of the larger")]
+    kinds = ("small, of its own kind", "large, of its own kind", "small, of a strong one")
+    rows = dict(zip(kinds, (own_small, own_large, strong), strict=True))
     zero = dict(zip(rows, (alone, whole, alone), strict=True))
     return Claim(rows, tests, more=(*rows.values(), half, whole), zero=zero)
 
@@ -434,8 +344,7 @@ def _pipeline_all_labels(settings, preset):
     if settings.labels_per_class is None:  # the preset is about all labels already
         labels, samples, longer = {}, {}, {}
     ours = Arm("all labels", labels, samples=samples, student=longer, finetuned=longer)
-    alone = [labels_alone(ours, factor) for factor in (0.25, 0.5, 1)]
-    alone = [replace(arm, teacher=labels | arm.teacher) for arm in alone]
+    alone = [labels_alone(ours, factor, **labels) for factor in (0.25, 0.5, 1)]
     ends = {"teacher": "teacher", "pre-trained": "student"}
     rows = {step: ours.but(step, ends=end) for step, end in ends.items()} | {"fine-tuned": ours}
     return Claim(rows, [NoGain(0.5, ours, alone)])
@@ -448,16 +357,13 @@ def lite0(pixels):
     """What makes EfficientNet-Lite0 with ImageNet weights a teacher: a new last layer, trained on
     the labels, over frozen features.  Its settings: docs/results/strong-teacher.json.
     """
-    network = "timm/tf_efficientnet_lite0"
-    changes = {"model": network, "weights": network, "linear": True, "input_size": pixels}
-    changes |= {"epochs": 2, "passes": 5, "learning_rate": 0.02, "weight_decay": 0.02}
-    return changes | {"cutmix": 0.0}
+    network, rate = "timm/tf_efficientnet_lite0", {"learning_rate": 0.02, "weight_decay": 0.02}
+    linear = {"linear": True, "epochs": 2, "passes": 5, "cutmix": 0.0, **rate}
+    return {"model": network, "weights": network, "input_size": pixels, **linear}
 
 
 def strong_student(settings):
-    """-> the four steps with EfficientNet-Lite0 at 96 px as the teacher, and the tuned rival of
-    the same compute.  The student has the preset's own input size.
-    """
+    """-> the four steps with EfficientNet-Lite0 as the teacher; the tuned rival of equal compute"""
     small, slow = {"input_size": settings.input_size}, {"learning_rate": 0.01}
     strong = Arm("strong teacher's student", lite0(96), student=small, finetuned=slow)
     return strong, labels_alone(strong, more="rate x 2, TrivialAugment", **STRONG)
@@ -468,10 +374,8 @@ def _teacher_strength(settings, preset):
     Paper: Table 3, ResNet-50 student: 75.7 (ResNet-18 teacher, -0.7) to 79.1, then flat.
     Bears: yes: one student, teachers in order of their own accuracy.
 
-    In place of the size ladder of `teacher-capacity`, which never had a stronger teacher.  The
-    order of the teachers is that of their own validation accuracy with seed 0
-    (docs/results/strong-teacher.json), fixed before any student ran.  Two rates of fine-tuning for
-    every teacher; validation chooses.
+    `teacher-capacity` never had a stronger teacher.  The order is that of the teachers' validation
+    accuracy with seed 0, fixed before any student ran: docs/results/strong-teacher.json.
     """
     lites = {f"Lite0 at {pixels} px": lite0(pixels) for pixels in (64, 96)}
     kinds = {"ResNet-8, 80,000 images": {"epochs": Images(0.25)}, "ResNet-8": {}}
@@ -480,15 +384,11 @@ def _teacher_strength(settings, preset):
     arms["ResNet-8"], arms["four ResNet-8"] = PIPELINE, replace(arms["four ResNet-8"], members=4)
     small, slow = {"input_size": settings.input_size}, {"learning_rate": 0.01}
     arms |= {kind: replace(arms[kind], student=small) for kind in lites}
-    rows = {
-        kind: [arm, arm.but("fine-tuned at 0.01", finetuned=slow)] for kind, arm in arms.items()
-    }
+    rows = {x: [arm, arm.but("fine-tuned at 0.01", finetuned=slow)] for x, arm in arms.items()}
     weakest, own, *_, strongest = rows.values()
-    tests = [
-        Trend(1.0, *rows.values(), part="six teachers in order"),
-        Difference(1.0, strongest, weakest, part="of the strongest, of the weakest"),
-        Difference(1.0, strongest, own, part="of the strongest, of its own kind"),
-    ]
+    tests = [Trend(1.0, *rows.values(), part="six teachers in order")]
+    tests += [Difference(1.0, strongest, weakest, part="of the strongest, of the weakest")]
+    tests += [Difference(1.0, strongest, own, part="of the strongest, of its own kind")]
     more = [Arm(f"teacher {x}", changes, ends="teacher") for x, changes in kinds.items() if changes]
     return Claim(rows, tests, more=(*more, TEACHER))
 
@@ -500,30 +400,25 @@ def _strong_teacher(settings, preset):
     Paper: Table 2: ResNet-50 79.1 against 76.4, its teacher 79.8 or more.
     Bears: yes: the premise, a teacher stronger than its student, is met.
 
-    What the ImageNet weights cost is not counted.  So two controls: the same teacher without a
-    pool, whose student learns its scores of the labelled images, and the student's own kind as the
-    teacher of the pool.  Ours, the rival and the first control had eight trials each, seed 100,
-    validation images: docs/results/strong-teacher.json.
+    What the ImageNet weights cost is not counted, hence the two controls; without a pool the
+    student learns the teacher's scores of the labelled images.  Ours, the rival and this control
+    had eight trials each, seed 100, validation images: docs/results/strong-teacher.json.
     """
     strong, alone = strong_student(settings)
     teacher = Arm("teacher Lite0 at 96 px", lite0(96), ends="teacher")
     soft = strong.but("soft labels", student={"soft_labels": True})
     random = strong.but("random images of a class", samples={"strategy": "random-in-class"})
     labels = {"unlabeled": ("labelled",), "keep_duplicates": True, "strategy": "random"}
-    labels["k"] = settings.labels_per_class
-    without = replace(
-        strong, name="strong teacher without a pool", samples=labels, student=soft.student | STRONG
-    )
-    tests = [
-        Difference(1.0, strong, alone, part="beats the labels alone"),
-        Difference(1.0, strong, without, part="needs the pool"),
-        Difference(1.0, strong, PIPELINE, part="needs the strong teacher"),
-        Difference(0.5, strong, random, part="needs the ranking"),
-        Difference(0.5, soft, strong, part="soft labels are better"),
-    ]
+    labels, student = labels | {"k": settings.labels_per_class}, soft.student | STRONG
+    without = replace(strong, name="strong teacher without a pool", samples=labels, student=student)
+    tests = [Difference(1.0, strong, alone, part="beats the labels alone")]
+    tests += [Difference(1.0, strong, without, part="needs the pool")]
+    tests += [Difference(1.0, strong, PIPELINE, part="needs the strong teacher")]
+    tests += [Difference(0.5, strong, random, part="needs the ranking")]
+    tests += [Difference(0.5, soft, strong, part="soft labels are better")]
     rows = {"pre-trained": before(strong), "fine-tuned": strong, "random images": random}
     rows |= {"the tuned labels alone": alone, "without a pool": without}
-    rows |= {"teacher of its own kind": PIPELINE}
+    rows["teacher of its own kind"] = PIPELINE
     return Claim(rows, tests, more=(TEACHER, teacher, before(strong), strong, soft), seeds=6)
 
 
@@ -533,21 +428,17 @@ def _pool_relevance(settings, preset):
     Paper: no figures for one teacher; the pool of Table 5 is chosen by the classes' hashtags.
     Bears: only in kind: this teacher has seen Tiny-ImageNet's images with their labels.
 
-    The strong teacher and its student; K keeps its share of the pool where that is larger.
-    Tiny-ImageNet's images come from ImageNet, so this teacher has seen them with their labels.
+    K stays, also where the pool is larger.
     """
-    strong, alone = strong_student(settings)
-    tiny, cifar10 = "tiny-imagenet", "cifar10"
-    pools = {"the user's": (tiny, cifar10), "both": ("heldout", tiny, cifar10)}
-    pools |= {"Tiny-ImageNet": (tiny,), "CIFAR-10": (cifar10,)}
+    (strong, alone), tiny, cifar = strong_student(settings), ("tiny-imagenet",), ("cifar10",)
+    pools = {"the user's": tiny + cifar, "both": ("heldout", *tiny, *cifar)}
+    pools |= {"Tiny-ImageNet": tiny, "CIFAR-10": cifar}
     rows = {x: strong.but(f"pool {x}", samples={"unlabeled": pool}) for x, pool in pools.items()}
-    users, both, tiny, cifar10 = rows.values()
-    tests = [
-        Difference(1.0, strong, users, part="the classes sought are better than other classes"),
-        Difference(0.5, users, alone, part="other classes beat the labels alone"),
-        Difference(0.5, both, strong, part="both are better than the classes sought"),
-        Difference(0.5, tiny, cifar10, part="Tiny-ImageNet is better than CIFAR-10"),
-    ]
+    user, both, tiny, cifar10 = rows.values()
+    tests = [Difference(1, strong, user, part="the classes sought are better than other classes")]
+    tests += [Difference(0.5, user, alone, part="other classes beat the labels alone")]
+    tests += [Difference(0.5, both, strong, part="both are better than the classes sought")]
+    tests += [Difference(0.5, tiny, cifar10, part="Tiny-ImageNet is better than CIFAR-10")]
     rows = {"held-out": strong, **rows, "the tuned labels alone": alone}
     return Claim(rows, tests, zero=alone)
 
@@ -556,15 +447,10 @@ def _strong_student_capacity(settings, preset):
     """The larger the student of a strong teacher, the better it is.
     Paper: Table 2: 72.6, 79.1, 79.9, 80.8, 81.2, 81.2.
     Bears: yes: the premise, a teacher stronger than its students, is met.
-
-    Four times the preset's images for every student.
     """
-    strong, _ = strong_student(settings)
-    longer, name = strong.student | {"epochs": Images(4)}, "student of the strong teacher, x 4"
-    students = [
-        replace(strong, name=f"{model}, {name}", student=longer | {"model": model})
-        for model in LADDERS[settings.student.model]
-    ]
+    (strong, _), models = strong_student(settings), LADDERS[settings.student.model]
+    long, of = strong.student | {"epochs": Images(4)}, "student of the strong teacher, x 4"
+    students = [replace(strong, name=f"{x}, {of}", student=long | {"model": x}) for x in models]
     return Claim(ladder("student", students), [Trend(1.0, *students)])
 
 
@@ -574,11 +460,10 @@ def _card(settings, preset):
     Paper: Figure 3: 73.8 at a pool of 2.4 times the labels, 75.3 at 4.9 times; supervised 76.4.
     Bears: yes: the left end of its Figure 3.
 
-    The configuration that this project was asked for: ResNet-50, all labels, 150,000 pool images,
-    K=1000, P=10, upsampled inputs.  One seed is no verdict.
+    This project was asked for ResNet-50, all labels, 150,000 pool images, K=1000, P=10.  One seed.
     """
-    lite = lite0(96) | {"linear": False, "epochs": 3, "passes": 1, "resize": ""}
-    lite, small = lite | {"label_smoothing": 0.0}, {"input_size": settings.input_size}
+    whole = {"linear": False, "epochs": 3, "passes": 1, "resize": "", "label_smoothing": 0.0}
+    lite, small = lite0(96) | whole, {"input_size": settings.input_size}
     strong = Arm("strong teacher's student", lite, student=small)
     rows = STEPS | {"the labels alone": ALONE, "of a strong teacher": strong}
     return Claim(rows, [NoGain(0.5, PIPELINE, ALONE)], seeds=1, primary=True)
@@ -586,7 +471,8 @@ def _card(settings, preset):
 
 # --- what a preset is asked about, in the order in which it is run ------------------------------
 
-_SWEEPS = (_pool_size, _iterations, _k, _selection, _p, _second_round, _soft_labels, _joint)
+_SECOND = (_second_round, _soft_labels)
+_SWEEPS = (_pool_size, _iterations, _k, _selection, _p, *_SECOND, _joint)
 _CAPACITY = (_teacher_capacity, _self_training, _student_capacity)
 _STRONG_TEACHER = (_teacher_strength, _strong_teacher, _pool_relevance, _strong_student_capacity)
 _ALL = (_pipeline, _fine_tuning, _strong_recipe, *_SWEEPS, _semi_weak, _transfer, *_CAPACITY)
@@ -594,10 +480,8 @@ _ALL += (_pipeline_all_labels, *_STRONG_TEACHER)
 # A digit has no tags and does not survive TrivialAugment, and no weights of ImageNet know it.
 _MAKERS = {"demo": (_pipeline, _fine_tuning, *_SWEEPS, *_CAPACITY), "cifar100-cpu": (_card,)}
 # With all labels no pool of the classes sought is left, and CIFAR-10 is in the pool.
-_MAKERS["cifar100"] = tuple(make for make in _ALL if make not in (_transfer, *_STRONG_TEACHER))
-_MAKERS["cifar100-paper"] = _MAKERS["cifar100"]
+_FITTING = tuple(make for make in _ALL if make not in (_transfer, *_STRONG_TEACHER))
+_MAKERS |= dict.fromkeys(("cifar100", "cifar100-paper"), _FITTING)
 # CIFAR-10 has the regime in which the labels alone have little more to gain: 500 labels, and a pool
-# about as many times larger as the paper's.  What is asked is whether the pipeline wins there, and,
-# since a good selection has more to give there, whether the paper's choices are the best ones.
-_MAKERS["cifar10"] = (_pipeline, _fine_tuning, _pool_size, _selection, _k, _second_round)
-_MAKERS["cifar10"] += (_soft_labels,)
+# about as many times larger as the paper's.  A good selection has more to give there.
+_MAKERS["cifar10"] = (_pipeline, _fine_tuning, _pool_size, _selection, _k, *_SECOND)

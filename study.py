@@ -13,7 +13,6 @@ Reads    claims.py; the data sets
 Writes   RUNS_DIR/<identity>/<stage>; in RESULTS: runs.csv, verdicts.md, figures/*.svg
 """
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -27,9 +26,7 @@ def parse(argv):
     add("--preset", default="study", help="settings that the arms change (default study)")
     add("--claims", nargs="+", metavar="NAME", help="some of the claims (default all)")
     add("--seeds", type=count, metavar="N", help="seeds of every claim (default: those registered)")
-    add(
-        "--jobs", type=count, metavar="N", help="runs at a time (default: one a core, or one a GPU)"
-    )
+    add("--jobs", type=count, metavar="N", help="runs at a time (default: one a core or a GPU)")
     add("--cluster", choices=("slurm",), help="run there, JOBS at a time; needs submitit")
     add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="options of sbatch, such as "
         "partition=gpu gpus=1 account=lab time=240")  # fmt: skip
@@ -63,6 +60,7 @@ from trials.cluster import ClusterPlace
 from trials.page import print_verdicts, write_page
 from trials.progress import Line, Rates, Stop, time_words
 from trials.rows import accuracies, read_rows, row_of, write_rows
+from trials.runs import commands
 from trials.statistics import Table
 from trials.work import Place, Work, cores
 
@@ -85,7 +83,8 @@ def main(argv=None):
             rows = read_rows(study.csv)
             # The page has all claims, since p values are corrected over the whole preset.
             judged = write_page(args.results, args.preset, claims(args.preset), rows, TUNING)
-            print_verdicts([one for one in judged if one.claim in study.claims])
+            asked = {claim.name for claim in study.claims}
+            print_verdicts([one for one in judged if one.claim.name in asked])
     except (ValueError, OSError) as error:
         print(f"study.py: {error}", file=sys.stderr)
         code = 2
@@ -143,6 +142,7 @@ class Study:
         }
 
     def has_row(self, arm, seed, rows):
+        """Whether there is a row of an arm and seed in this machine's precision."""
         last = self.planner.run(arm, seed).identity[:16], self.precision
         return any((row["identity"], row["precision"]) == last for row in rows)
 
@@ -178,8 +178,8 @@ class Study:
         return self.done.get(run.identity)
 
     def print_plan(self):
-        rates, runs_dir, seen = Rates(self.rows()), self.args.runs_dir, set()
-        rows, total = self.rows(), 0.0
+        rows, seen, total = self.rows(), set(), 0.0
+        rates = Rates(rows)
         print(f"{'runs done':>10} {'images left':>12} {'time on one core':>17}  arm")
         for claim in self.claims:
             print(claim.name)
@@ -191,7 +191,7 @@ class Study:
                 arms.setdefault(arm, []).extend(runs)
                 seen |= {run.identity for run in chain}
             for arm, runs in arms.items():
-                left = [run for run, done in runs if not (done or run.result(runs_dir))]
+                left = [run for run, done in runs if not (done or run.result(self.args.runs_dir))]
                 seconds, images = sum(map(rates.seconds, left)), sum(run.images for run in left)
                 total += seconds
                 done = f"{len(runs) - len(left)} of {len(runs)}"
@@ -203,22 +203,7 @@ class Study:
         if arm not in self.planner.arms:
             known = ", ".join(map(repr, sorted(self.planner.arms)))
             raise ValueError(f"--commands {arm}: choose from {known}")
-        for run in self.planner.run(arm, 0).chain():
-            where, parents = "runs/again", ()
-            if run.step in ("further", "transferred"):  # a step 1, too
-                where = f"runs/again/{run.step}"
-                parents = [f"runs/again/{run.parent.step}"]
-            elif run.step.endswith("again"):
-                where = "runs/again/second-round"
-                parents = ["runs/again/finetuned"] if run.step == "samples again" else ()
-            elif number := dict(run.flags).get("--member"):
-                where = f"runs/again/member-{number}"
-            elif run.others:
-                members = range(1, len(run.parents))
-                parents = [
-                    f"runs/again/{m}teacher" for m in ("", *(f"member-{n}/" for n in members))
-                ]
-            print("python", shlex.join(run.words(where, parents)))
+        print(*commands(self.planner.run(arm, 0), Path("runs/again")), sep="\n")
 
     # --- doing it -------------------------------------------------------------------------------
 

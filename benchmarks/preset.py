@@ -84,6 +84,7 @@ class NoisePool:
 
     def __init__(self, images):
         self.images = images
+        self.starts = self.sources = ()  # no tar shards
 
     def __len__(self):
         return len(self.images)

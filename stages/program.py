@@ -95,7 +95,7 @@ class Output:
 
     def write(self, text):
         if self._number == 1:  # stderr has progress bars, and `say`
-            text = text[: text.startswith("\r")] + printable(text.removeprefix("\r"), _json_escape)
+            text = text[: text.startswith("\r")] + printable(text.removeprefix("\r"))
         return self._try(lambda: self._stream.write(text))
 
     def flush(self):
@@ -112,13 +112,9 @@ class Output:
                 raise
 
 
-def printable(text, escape=lambda character: ascii(character)[1:-1]):
-    """`text` with escapes for what would command a terminal, such as \\x1b."""
-    return _UNREADABLE.sub(lambda found: escape(found[0]), text)
-
-
-def _json_escape(character):  # what is printed may be JSON
-    return f"\\u{ord(character):04x}"
+def printable(text):
+    """`text` with escapes (JSON's) for what would command a terminal."""
+    return _UNREADABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def tell(text):

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import SHORT, SMALL, run_step
+from conftest import SHORT, make_digits_run, run_step
 
 from data.labelled import load_labelled
 from report import page as page_of_runs
@@ -251,19 +251,17 @@ def test_runs_side_by_side_show_what_differs(digits_run, folder_run, tmp_path):
 
 @pytest.fixture(scope="module")
 def side_by_side(digits_run, tmp_path_factory):
-    """A run, its rival, a run of the same teacher with K = 2, and that one again with seed 1."""
+    """A run, its rival, a run of the same teacher with K = 2, and the same run with seed 1."""
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(digits_run, runs / "run")
     words = rival_of(runs / "run")
     own = (*words[2:4], *words[words.index("--run-dir") + 2 :])
     assert run_step("teacher", runs / "run-rival", *own) == 0
-    first = f"--preset demo {SMALL} {SHORT} --learning-rate 0.05 --seed 1"
-    data = read_record(runs / "run" / "teacher" / "config.json")["data_dir"]
-    assert run_step("teacher", runs / "seed-1", first, "--data-dir", Path(data)) == 0
-    for run, teacher in (("k2", "run"), ("seed-1", "seed-1")):
-        assert run_step("samples", runs / run, "--k 2 --teacher", runs / teacher / "teacher") == 0
-        assert run_step("student", runs / run, f"{SHORT} --batch-size 8") == 0
-        assert run_step("finetuned", runs / run, f"{SHORT} --learning-rate 0.005") == 0
+    teacher = ("--teacher", runs / "run" / "teacher")
+    assert run_step("samples", runs / "k2", *teacher, "--k 2") == 0
+    assert run_step("student", runs / "k2", SHORT) == 0
+    assert run_step("finetuned", runs / "k2", f"{SHORT} --learning-rate 0.005") == 0
+    make_digits_run(runs, "seed-1", seed=1)
     return runs
 
 
@@ -299,10 +297,10 @@ def test_runs_of_one_teacher_show_it_once_and_what_differs_first(side_by_side):
 
 
 def test_seeds_have_a_mean_a_spread_and_a_paired_interval(side_by_side):
-    write(side_by_side / "k2", side_by_side / "seed-1")
+    write(side_by_side / "run", side_by_side / "seed-1")
     page = Page(side_by_side / "report.html")
     ours = [
-        *shares(side_by_side / "k2", "finetuned"),
+        *shares(side_by_side / "run", "finetuned"),
         *shares(side_by_side / "seed-1", "finetuned"),
     ]
     assert f"{np.mean(ours):.2f} ± {np.std(ours, ddof=1):.2f}" in page.text

@@ -241,16 +241,24 @@ def test_a_joint_training_has_the_images_of_both_and_one_step_less():
 
 def test_tags_are_part_of_the_compute():
     arms = planner("study")
-    (weak,) = arms.run("weak", 0).chain()
+    tags, weak = arms.run("weak", 0).chain()
     (teacher,) = arms.run("teacher", 0).chain()
-    assert flags(weak) == {"--weak-pretrain": "tiny-imagenet", "--weak-epochs": "4"}
-    assert weak.images == teacher.images + 4 * 90_000
-    assert arms.run("semi-weak", 0).chain()[0].identity == weak.identity
-    result = {"seconds": 20.5, "images_processed": teacher.images}
-    result["weak_pretrain"] = {"seconds": 30, "images_processed": 4 * 90_000}
-    row = row_of(weak, result, CONFIG)
-    assert (row["images"], row["seconds"]) == (str(weak.images), "50.5")
-    assert row["multiply_adds"] == str(weak.multiply_adds)
+    assert flags(tags) == {"--dataset": "tags:tiny-imagenet", "--passes": "1"}  # and 4 epochs
+    assert (tags.images, weak.images, weak.flags) == (4 * 90_000, teacher.images, ())
+    assert arms.compute("weak") == tags.multiply_adds + teacher.multiply_adds
+    assert arms.run("semi-weak", 0).chain()[1].identity == weak.identity != teacher.identity
+
+
+def test_a_teacher_after_tags_is_found_where_it_was_one_run_with_them(capsys):
+    study.main(["--commands", "weak"])
+    tags, weak = capsys.readouterr().out.splitlines()
+    assert "main.py --run-dir runs/again/tags " in tags and "--dataset tags:tiny-imagenet" in tags
+    assert "main.py --run-dir runs/again " in weak
+    assert "--weights runs/again/tags/teacher/model.pt" in weak and "weak" not in weak
+    whole = [row for row in read_rows(ROOT / "results/runs.csv") if row["arms"] == "weak"]
+    runs = [planner("study").run("weak", int(row["seed"])) for row in whole]
+    assert [row["key"] for row in whole] == [run.key for run in runs]
+    assert [row["identity"] for row in whole] == [run.identity[:16] for run in runs]
 
 
 def test_a_second_round_starts_from_the_first(capsys):
@@ -386,7 +394,10 @@ result = {"seconds": 1.0, "val_top1": number % 97, "test_top1": number % 89,
           "images_processed": 100}
 if stage == "samples":
     result = {"seconds": 1.0, "pool_size": 100, "selected": 50, "pseudo_label_accuracy": 90.0}
-(folder / "config.json").write_text(json.dumps({"versions": {"project": "abc"}}))
+config = {"stage": stage, "precision": "float32", "device_name": "a CPU",
+          "versions": {"project": "abc", "torch": "2.14"}}
+result |= {"stage": stage, "dataset": "digits", "model": "resnet8", "seed": 0}
+(folder / "config.json").write_text(json.dumps(config))
 (folder / "partial").write_text(json.dumps(result))
 (folder / "partial").rename(folder / "result.json")
 """
@@ -523,7 +534,7 @@ def test_slurm_gets_what_the_flags_say_and_a_requeued_job_goes_on(place, tmp_pat
     run.run_dir(place.runs).mkdir(parents=True)
     cluster.start(run, None, None)
     jobs = place.runs / "jobs"
-    (script,) = jobs.glob("submission_file_*.sh")
+    script = min(jobs.glob("*submission*.sh"))
     lines = script.read_text().splitlines()
     for option in ("partition=gpu", "gpus=1", "account=lab", "time=240", "cpus-per-task=6"):
         assert lines.count(f"#SBATCH --{option}") == 1
@@ -730,6 +741,14 @@ def test_errors_are_one_line(words, says, capsys):
         study.main(words.split())
     assert stop.value.code == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_report_prints_the_claims_that_are_asked_for(tmp_path, capsys):
+    words = ["--preset", "demo", "--claims", "k", "p", "--report"]
+    study.main([*words, "--runs-dir", str(tmp_path), "--results", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["k", "p"] and "unfinished" in lines[0]
+    assert "## pipeline" in (tmp_path / "verdicts.md").read_text(encoding="utf-8")
 
 
 def test_a_dry_run_lists_the_runs_and_runs_nothing(tmp_path, capsys):

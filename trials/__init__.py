@@ -1,5 +1,6 @@
 """What makes claims runs, and runs verdicts.
 
+claim.py       what a claim is: its words, arms, tests and the rows of its figure
 arms.py        an arm of a claim becomes runs of the four steps
 sizes.py       how many images an arm has in each step, and what one costs
 runs.py        what a run is: its identity, its folder, its command line

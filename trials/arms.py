@@ -22,10 +22,12 @@ from presets import PRESETS, Training
 from .runs import Run
 from .sizes import ALL, Compute, Images, Sizes, Times, multiply_adds, tagged_images, times
 
-# The steps in their order, with the part of a preset that holds their training.  "further" is a
-# step 1 that starts from the teacher's weights; "again" is a second round, whose teacher is the
-# fine-tuned student; "transferred" a step 1 on another labelled set that starts from an arm's end.
-STEPS = {"teacher": "teacher", "further": "finetune", "samples": None}
+# The steps in their order, with the part of a preset that holds their training.  "tags" is a step 1
+# on the folder names of a pool, with the recipe of step 3; the teacher starts from its weights.
+# "further" is a step 1 that starts from the teacher's weights; "again" is a second round, whose
+# teacher is the fine-tuned student; "transferred" is a step 1 on another labelled set that starts
+# from an arm's end.
+STEPS = {"tags": "student", "teacher": "teacher", "further": "finetune", "samples": None}
 STEPS |= {"student": "student", "finetuned": "finetune"}
 STEPS |= {"samples again": None, "student again": "student", "finetuned again": "finetune"}
 STEPS |= {"transferred": "finetune"}
@@ -39,9 +41,9 @@ _OWN |= dict.fromkeys(("further", "transferred"), ("teacher",))  # whose values 
 class Arm:
     """What an arm changes, step by step: fields of presets.Training, and of a samples step
     `p`, `k`, `strategy`, `unlabeled`, `pool_size`, `keep_duplicates`, of a teacher
-    `labels_per_class`, `input_size`, `weights`, `linear`, `weak_pretrain` and `weak_epochs`, of a
-    student `input_size`, `soft_labels` and `joint`, of a transfer `dataset`, `labels_per_class`,
-    `val_per_class` and `linear`.
+    `labels_per_class`, `input_size`, `weights` and `linear`, of a student `input_size`,
+    `soft_labels` and `joint`, of a transfer `dataset`, `labels_per_class`, `val_per_class` and
+    `linear`, of tags `dataset`.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Arm:
     ends: str = "finetuned"  # its last step, whose accuracy is the arm's
     transferred: dict | None = None  # unless this one follows
     members: int = 1  # teachers that differ in their start; step 2 takes the mean of their softmax
+    tags: dict | None = None  # None: there is no such step
 
     def but(self, words, **changes):
         """Another arm, "<name>, <words>": the changes of each step come on top of this one's."""
@@ -64,7 +67,7 @@ class Arm:
     def steps(self):
         """The names of its steps, in order."""
         for step in STEPS:
-            if step != "further" or self.further is not None:
+            if step not in ("tags", "further") or getattr(self, step) is not None:
                 yield step
             if step == self.ends:
                 break
@@ -102,15 +105,16 @@ class Planner:
             flags, images, cost = steps[step]
             values = asdict(PRESETS[self.named])
             values = {n: v for n, v in values.items() if n in (*_SHARED, *_OWN[step])}
-            if step == "teacher" and arm.members > 1:
+            others, was = members if step == "samples" else (), ()
+            if step == "teacher":
                 images, cost = images // arm.members, cost // arm.members
-                members = tuple(
-                    Run(step, self.named, seed, (*flags, ("--member", f"{number}")), values,
-                        None, images, cost)
-                    for number in range(1, arm.members)
-                )  # fmt: skip
-            others = members if step == "samples" else ()
-            parent = Run(step, self.named, seed, flags, values, parent, images, cost, others)
+                if arm.tags:
+                    pool = arm.tags["dataset"].removeprefix("tags:")
+                    was = ("--weak-epochs", f"{arm.tags['epochs']}"), ("--weak-pretrain", pool)
+            parent = Run(step, self.named, seed, flags, values, parent, images, cost, others, was)
+            if step == "teacher":
+                numbers = (("--member", f"{number}") for number in range(1, arm.members))
+                members = tuple(replace(parent, flags=(*flags, number)) for number in numbers)
         return parent
 
     def compute(self, name):
@@ -132,9 +136,10 @@ class Planner:
                 cost = multiply_adds(model, base.input_size, sizes.classes)
             else:
                 recipe, rows = self._training(arm, step), sizes.rows(step)
+                if step == "tags":
+                    rows = tagged_images(arm.tags["dataset"])
                 recipe = self._with_length(recipe, arm, step, rows, done)
                 images = recipe.epochs * recipe.passes * rows
-                images += tagged_images(arm.changes(step))
                 flags = self._training_flags(arm, step, recipe, sizes)
                 times = 1 if arm.changes(step).get("linear") else 3  # no gradient below the head
                 cost = _cost_an_image(recipe, base.input_size, sizes.classes)
@@ -144,11 +149,11 @@ class Planner:
 
     def _base(self, arm, step):
         """The Preset that holds in a step."""
-        shared = {n: v for n, v in arm.changes(step).items() if n in _SHARED}
         if step == "transferred":
-            return replace(self.base, **shared)
+            changes = arm.transferred.items()
+            return replace(self.base, **{n: v for n, v in changes if n in _SHARED})
         size = arm.teacher.get("input_size", self.base.input_size)
-        if step not in ("teacher", "further", "samples"):
+        if step not in ("tags", "teacher", "further", "samples"):
             size = arm.student.get("input_size", size)
         return replace(self.base, input_size=size)
 
@@ -161,7 +166,9 @@ class Planner:
             name: times(getattr(recipe, name), value) if isinstance(value, Times) else value
             for name, value in changes.items()
         }
-        if STEPS[step] == "finetune":  # it goes on with what the step before has trained
+        if step == "tags":
+            changes["model"] = self._training(arm, "teacher").model
+        elif STEPS[step] == "finetune":  # it goes on with what the step before has trained
             first = step == "further" or (step == "transferred" and arm.ends == "teacher")
             before = "teacher" if first else "student"
             changes["model"] = self._training(arm, before).model
@@ -176,7 +183,6 @@ class Planner:
             size, classes = self._base(arm, step).input_size, Sizes.of(self.base).classes
             cost = 3 * _cost_an_image(recipe, size, classes)
             spent = sum(compute for _, _, compute in done.values())
-            spent += tagged_images(arm.changes(step)) * cost
             left = epochs.factor * self.compute(epochs.arm) - spent
             passes = -(-left // (cost * rows))
         else:
@@ -185,8 +191,8 @@ class Planner:
 
     def _training_flags(self, arm, step, recipe, sizes):
         preset = PRESETS[self.named]
-        first = step in ("teacher", "further", "transferred")  # a step 1, with its flags
-        usual = asdict(getattr(preset, "teacher" if first else STEPS[step]))
+        first = step in ("tags", "teacher", "further", "transferred")  # a step 1, with its flags
+        usual = asdict(getattr(preset, "teacher" if first and step != "tags" else STEPS[step]))
         flags = {n: v for n, v in asdict(recipe).items() if v != usual[n]}
         if "batch_size" in flags:  # alone it would scale the rate
             flags["learning_rate"] = recipe.learning_rate
@@ -199,7 +205,7 @@ class Planner:
             if shared["labels_per_class"] == ALL:
                 shared["labels_per_class"] = sizes.labels_per_class
             flags |= {n: v for n, v in shared.items() if v != getattr(preset, n)}
-        own = ("soft_labels", "joint", "weak_pretrain", "weak_epochs", "weights", "linear")
+        own = ("soft_labels", "joint", "weights", "linear", *("dataset",) * (step == "tags"))
         own += ("input_size",) if step.startswith("student") else ()
         return _flags(flags | {n: v for n, v in arm.changes(step).items() if n in own})
 

@@ -14,7 +14,7 @@ selected, labels_right  rows of a selection; percent of its labels that are righ
 precision, cpu, torch   of the computation; the CPU or GPU; torch's version
 started                 UTC
 registered              of each claim that compares the run: its name and the first 8 hexadecimal
-                        digits of its digest, see claims.Claim
+                        digits of its digest, see trials.claim.Claim
 commit                  the project's
 
 One setting has one row a precision.  A row of another machine is never replaced.
@@ -28,7 +28,7 @@ from files import whole_file
 COLUMNS = ("identity", "key", "parent", "preset", "step", "seed", "arms", "settings", "images")
 COLUMNS += ("multiply_adds", "seconds", "val_top1", "test_top1", "selected", "labels_right")
 COLUMNS += ("precision", "cpu", "torch", "started", "registered", "commit")
-STEPS = ("teacher", "further", "samples", "student", "finetuned")
+STEPS = ("tags", "teacher", "further", "samples", "student", "finetuned")
 STEPS += ("samples again", "student again", "finetuned again")  # a second round
 STEPS += ("transferred",)
 
@@ -71,8 +71,6 @@ def row_of(run, result, config):
     run: trials.runs.Run;  result, config: contents of its two files
     """
     images = result.get("images_processed", result.get("pool_size"))
-    tags = result.get("weak_pretrain") or {"images_processed": 0, "seconds": 0}  # of a teacher
-    images += tags["images_processed"]
     return {
         "identity": run.identity[:16],
         "key": run.key,
@@ -84,7 +82,7 @@ def row_of(run, result, config):
         "settings": " ".join(f"{name} {value}" for name, value in run.flags),
         "images": str(images),
         "multiply_adds": str(round(images * run.multiply_adds / run.images)),
-        "seconds": str(round(result["seconds"] + tags["seconds"], 2)),
+        "seconds": str(round(result["seconds"], 2)),
         "val_top1": str(result.get("val_top1", "")),
         "test_top1": str(result.get("test_top1", "")),
         "selected": str(result.get("selected", "")),

@@ -7,6 +7,7 @@ never run again, and one that was killed goes on where it was.
 
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ from stages.folder import read_records
 
 # step -> its script, the flag that names its parent, the folder that it writes
 PROGRAMS = {
-    "teacher": ("main.py", None, "teacher"),
+    "tags": ("main.py", None, "teacher"),
+    "teacher": ("main.py", "--weights", "teacher"),  # with a parent only after tags
     "further": ("main.py", "--weights", "teacher"),
     "samples": ("make_sample_data.py", "--teacher", "samples"),
     "student": ("student_train.py", "--selection", "student"),
@@ -37,6 +39,8 @@ class Run:
 
     images, multiply_adds: planned;  values: what the preset gives this step
     others: further parents, those of an ensemble's other members
+    was: flags that once stood for its parent, which was part of the same run; they still do in its
+    key and identity, so that older rows keep their place
     """
 
     step: str
@@ -48,9 +52,11 @@ class Run:
     images: int = 0
     multiply_adds: int = 0
     others: "tuple[Run, ...]" = ()
+    was: tuple[tuple[str, str], ...] = ()
 
     def _digest(self, parents, **more):
-        about = [self.step, self.preset, self.seed, self.flags, _without_young(self.values)]
+        flags, parents = sorted(self.flags + self.was), [] if self.was else parents
+        about = [self.step, self.preset, self.seed, flags, _without_young(self.values)]
         more["parent"] = parents[0] if parents else None
         if parents[1:]:
             more["others"] = parents[1:]
@@ -109,6 +115,23 @@ class Run:
         for name, value in self.flags:
             words += [name, *value.split()]
         return words
+
+
+def commands(last, where):
+    """The command lines that repeat a run and its ancestors in the folder `where`."""
+    folders = {}  # identity -> the folder of its stage
+    for run in last.chain():
+        number = dict(run.flags).get("--member")
+        apart = f"member-{number}" if number else ""
+        if run.step in ("tags", "further", "transferred"):  # a step 1, too
+            apart = run.step
+        elif run.step.endswith("again"):
+            apart = "second-round"
+        run_dir = Path(where, apart)
+        folders[run.identity] = run_dir / PROGRAMS[run.step][2]
+        parents = [folders[parent.identity] for parent in run.parents]
+        inside = [parent.parent for parent in parents] == [run_dir]
+        yield shlex.join(["python", *run.words(run_dir, () if inside else parents)])
 
 
 def _without_young(values):

@@ -84,10 +84,9 @@ class Sizes:
         return kept + labelled * self.joint
 
 
-def tagged_images(changes):
-    """Images that --weak-pretrain processes, at the most.  changes: of an arm's teacher"""
-    pool, epochs = changes.get("weak_pretrain"), changes.get("weak_epochs", 0)
-    return epochs * POOLS[pool] * 9 // 10 if pool else 0  # a tenth is for validation and test
+def tagged_images(dataset):
+    """Training images of a data set tags:POOL, at the most."""
+    return POOLS[dataset.removeprefix("tags:")] * 9 // 10  # a tenth is for validation and test
 
 
 def times(usual, value):
