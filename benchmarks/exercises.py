@@ -36,10 +36,10 @@ def execute(source, folder, runs, quick=False):
     environment["LAB_QUICK"] = "1" if quick else ""
     client = NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}})
 
-    def note(cell, cell_index):
+    def note(cell, cell_index, execute_reply):
         cell.metadata["processor_seconds"] = processor_seconds(client.km.provisioner.pid)
 
-    client.on_cell_complete = note
+    client.on_cell_executed = note
     client.execute(env=environment)
     return notebook
 

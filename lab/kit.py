@@ -143,12 +143,12 @@ def show(figure, file):
     """Write a figure and show it in a notebook; elsewhere say where it is."""
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
-    if "ipykernel" not in sys.modules:
+    ipython = sys.modules.get("IPython")
+    if ipython and ipython.get_ipython():
+        width = round(100 * figure.get_figwidth())
+        ipython.display.display(ipython.display.Image(file, width=width))
+    else:
         print(f"picture: {file}")
-        return
-    from IPython.display import Image, display
-
-    display(Image(file, width=round(100 * figure.get_figwidth())))
 
 
 def by_class(recall, patches, title):
