@@ -154,7 +154,7 @@ CIFAR100 = Preset(
 
 # ResNet-50 at 64 px trains at about 140 images/s on two cores with AMX, at 45 with AVX2.  The four
 # steps, the labels alone with their whole compute, and the student of a strong teacher take about
-# nine hours with AMX (docs/results/cifar100-cpu-plan.json).
+# nine hours with AMX: an estimate from that rate and the images below; it has not run.
 _SHORT = replace(
     _RESNET50,
     epochs=20,  # 0.9 M images

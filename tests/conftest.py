@@ -136,7 +136,7 @@ def make_digits_run(base, name="run", seed=0):
     """The four stages on the built-in digits: the demo preset, with fewer labels and pixels."""
     own = f"{SMALL} {SHORT} --learning-rate 0.05 --seed {seed}"
     first = (f"--preset demo {own}", "--data-dir", base / "data")
-    later = {"samples": ["--k 5"], "student": [SHORT]}
+    later = {"samples": ["--k 5"], "student": [f"{SHORT} --batch-size 16 --learning-rate 0.05"]}
     later["finetuned"] = [f"{SHORT} --learning-rate 0.005"]  # or it would follow so few images
     return _finished(base / name, {"teacher": first, **later})
 

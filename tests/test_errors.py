@@ -232,14 +232,12 @@ def test_a_flag_that_repeats_the_stage_before_is_accepted(run_before, step):
 
 
 def test_a_lone_teachers_input_size_cannot_be_contradicted(
-    folder_run, tmp_path, refused, folder_flags
+    folder_run, tmp_path, refused, data_flags
 ):
     lone = tmp_path / "lone.pt"
     shutil.copyfile(folder_run / "teacher" / "model.pt", lone)
-    flags = ("--preset demo --dataset folder --data-dir", folder_flags[5])
-    flags += ("--labels-per-class 3 --val-per-class 2 --unlabeled heldout",)
-    run = tmp_path / "run"
-    error = refused("samples", run, "--teacher", lone, *flags, "--input-size 16")
+    flags = ("--teacher", lone, *data_flags, "--unlabeled heldout --input-size 16")
+    error = refused("samples", tmp_path / "run", *flags)
     assert "--input-size" in error
 
 

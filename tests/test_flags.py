@@ -41,7 +41,7 @@ COMMANDS = {
 NUMBERS = "seed min-score max-bad-fraction warmup label-smoothing ema-decay mixed weight-decay"
 NUMBERS += " mixup cutmix member"
 # Places and names: what does not exist is said by whoever needs it, and some are yet to be made.
-NAMES = "run-dir data-dir runs-dir results output export tensorboard"
+NAMES = "run-dir data-dir runs-dir results output export tensorboard scores"
 NAMES += " cache-dir model unlabeled push commands"
 ACCEPTED = {f"--{name}": {"zero"} for name in NUMBERS.split()}
 ACCEPTED |= {f"--{name}": ANY for name in NAMES.split()} | {"out": ANY}

@@ -251,7 +251,7 @@ def test_names_never_reach_the_terminal_as_commands(ask, red, tmp_path):
         code, out, error = ask(folder, "--checkpoint", checkpoint, *flags)
         assert code == 0 and "\x1b" not in out + error
     code, out, error = ask(folder / "no", "--checkpoint", checkpoint)
-    assert code == 2 and "\x1b" not in error and r"\x1b[31m" in error
+    assert code == 2 and "\x1b" not in error and r"\u001b[31m" in error
     code, out, error = ask(folder, "--checkpoint", tmp_path / "no\x9b31m")  # another such byte
     assert code == 2 and "\x9b" not in error
     assert json.loads(ask(folder, "--checkpoint", checkpoint, "--json")[1])[0]["truth"] == RED

@@ -35,7 +35,7 @@ def save_svg(figure, path):
 
 
 def figure_rows(claim, table, outcomes):
-    """claim: claims.Claim;  table: trials.statistics.Table;  outcomes: of its tests;  -> [Row]
+    """claim: trials.claim.Claim;  table: statistics.Table;  outcomes: of its tests;  -> [Row]
 
     At zero is the arm that the claim names, or else the one that its first test compares with; it
     has no row.

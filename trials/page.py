@@ -15,7 +15,7 @@ from .statistics import Table, holm
 def write_page(folder, preset, claims, rows, tuning):
     """Write FOLDER/verdicts.md and FOLDER/figures/<claim>.svg; -> [Judged], one a claim.
 
-    preset: of the command;  claims: claims.Claim, all of the preset, since Holm's correction is
+    preset: of the command;  claims: [trials.claim.Claim], all of the preset: Holm's correction is
     over them;  rows: see trials/rows.py;  tuning: the number of seeds that candidates are chosen on
     """
     figures = Path(folder) / "figures"

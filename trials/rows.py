@@ -14,7 +14,7 @@ selected, labels_right  rows of a selection; percent of its labels that are righ
 precision, cpu, torch   of the computation; the CPU or GPU; torch's version
 started                 UTC
 registered              of each claim that compares the run: its name and the first 8 hexadecimal
-                        digits of its digest, see claims.Claim
+                        digits of its digest, see trials.claim.Claim
 commit                  the project's
 
 One setting has one row a precision.  A row of another machine is never replaced.
