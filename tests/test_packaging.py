@@ -68,31 +68,30 @@ def test_the_lock_names_pypi_and_no_mirror():
     assert hosts == {"https://pypi.org", "https://files.pythonhosted.org"}
 
 
-def imported(folders):
-    """The packages of others that the Python files of the folders import, anywhere in them."""
-    for folder in folders:
-        for path in folder.glob("*.py") if folder == ROOT else folder.rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Import):
-                    yield from (alias.name.split(".")[0] for alias in node.names)
-                elif isinstance(node, ast.ImportFrom) and not node.level:
-                    yield node.module.split(".")[0]
+def imported(files):
+    """The packages that Python files import, anywhere in them."""
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.split(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield node.module.split(".")[0]
 
 
-@pytest.mark.parametrize("tools", [False, True])
-def test_every_package_that_is_imported_is_asked_for_by_name(tools):
+def test_every_package_that_is_imported_is_asked_for_by_name():
     """Programs: as a dependency or in an extra.  Tests and benchmarks: in the dev group, too."""
-    rooms = {path.parent for path in ROOT.glob("[a-z]*/*.py") if path.parent.name not in TOOLS}
-    folders = [ROOT / name for name in TOOLS] if tools else [ROOT, *rooms]
-    ours = {path.stem for path in ROOT.rglob("*.py")} | {room.name for room in rooms} | set(TOOLS)
-    named = set().union(*map(wanted, (PROJECT["dependencies"], *EXTRAS.values(), DEV * tools)))
+    rooms = {path.parent for path in ROOT.glob("[a-z]*/*.py")}
+    files = [*ROOT.glob("*.py"), *(path for room in rooms for path in room.rglob("*.py"))]
+    ours = {path.stem for path in files} | {room.name for room in rooms}
+    programs = [path for path in files if path.relative_to(ROOT).parts[0] not in TOOLS]
     # Either package has the module cv2; an environment may have the one that we do not name.
     where = packages_distributions() | {"cv2": ["opencv-python-headless"]}
-    absent = {
-        name
-        for name in set(imported(folders)) - sys.stdlib_module_names - ours
-        if not {plain(package) for package in (name, *where.get(name, ()))} & named
-    }
+    absent = set()
+    for among, tools in ((programs, []), (files, DEV)):
+        named = set().union(*map(wanted, (PROJECT["dependencies"], *EXTRAS.values(), tools)))
+        for name in set(imported(among)) - sys.stdlib_module_names - ours:
+            if not {plain(package) for package in (name, *where.get(name, ()))} & named:
+                absent.add(name)
     assert not absent, f"imported, and in no list of pyproject.toml: {sorted(absent)}"
 
 
