@@ -39,7 +39,7 @@ def measure(images):
         "save_scores": False,
     }
     with tempfile.TemporaryDirectory() as folder:
-        stage = SimpleNamespace(folder=Path(folder), saved=None)
+        stage = SimpleNamespace(folder=Path(folder), saved=None, check_ours=lambda: None)
         teacher = SimpleNamespace(classes=range(CLASSES))
         job = SimpleNamespace(stage=stage, config=config, teacher=teacher)
         walk, spent, before = ray_engine.Walk(job), 0.0, None

@@ -173,7 +173,6 @@ class Walk:
     def add(self, answer):
         """Take in what an actor answered.  Raises program.Failure where that failed."""
         if "error" in answer:
-            self.save()
             raise program.Failure(
                 f"{answer['error']}; all finished shards are kept, go on with --resume"
             )
@@ -235,16 +234,18 @@ def run(walk):
     todo = sorted(set(range(len(shards.urls))) - set(walk.done))
     bar = tqdm(total=len(shards.urls), initial=len(walk.done), unit="shard", disable=None)
     last_save = time.monotonic()
-    for answer in answers(job, todo) if todo else ():
-        walk.add(answer)
-        bar.update()
-        signum = program.interruption()
-        if signum or time.monotonic() - last_save > SAVE_SECONDS:
-            walk.save()
-            last_save = time.monotonic()
-        if signum:
-            program.stop(bar, folder, signum)
-    walk.save()
+    try:
+        for answer in answers(job, todo) if todo else ():
+            walk.add(answer)
+            bar.update()
+            signum = program.interruption()
+            if signum or time.monotonic() - last_save > SAVE_SECONDS:
+                walk.save()
+                last_save = time.monotonic()
+            if signum:
+                program.stop(bar, folder, signum)
+    finally:
+        walk.save()
     bar.close()
     selection.write_skipped(folder / "skipped.csv", walk.skipped())
     bad, most = walk.counts.get("unreadable", 0), job.config["max_bad_fraction"]
@@ -329,8 +330,8 @@ def answers(job, todo):
     with cluster() as ray:
         there = ray.cluster_resources()
         gpus = there.get("GPU", 0) if job.compute.device.type == "cuda" else 0
-        settings = {"num_cpus": CPUS, "num_gpus": 1 / ACTORS_A_GPU if gpus else None}
-        settings["ray_remote_args_fn"] = lambda: {"max_task_retries": RETRIES}
+        settings = {"num_cpus": CPUS, "max_task_retries": RETRIES}
+        settings |= {"num_gpus": 1 / ACTORS_A_GPU} if gpus else {}
         actors = int(gpus * ACTORS_A_GPU or max(1, there["CPU"]))
         job.teacher.model.cpu()
         if guard := job.guard:  # memory maps cannot travel
@@ -342,8 +343,12 @@ def answers(job, todo):
             data = ray.data.from_items(some, override_num_blocks=len(some)).map_batches(
                 Scorer, fn_constructor_args=(own,), batch_size=1, compute=pool, **settings
             )
-            for row in data.iter_rows():
-                yield torch.load(io.BytesIO(row["answer"]), weights_only=True)
+            try:
+                for row in data.iter_rows():
+                    yield torch.load(io.BytesIO(row["answer"]), weights_only=True)
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().partition("\n")[0]
+                raise program.Failure(f"Ray gave up ({reason}); go on with --resume") from error
 
 
 @contextmanager

@@ -10,8 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import cv2
@@ -131,25 +130,42 @@ def test_ray_selects_what_the_plain_walk_selects_byte_for_byte(plain, remote):
     assert theirs["skipped"] == 2
 
 
-@pytest.mark.slow
-def test_a_killed_actor_costs_its_shards_not_the_run(run, ray, plain, shards):
-    killed = []
+@contextmanager
+def killing(most):
+    """Kill the first `most` actors that are at a shard; -> their numbers."""
+    killed, over = [], threading.Event()
 
     def kill():
-        while not killed:
+        while len(killed) < most and not over.wait(0.05):
             for folder in Path("/proc").glob("[0-9]*"):
                 with suppress(OSError):
-                    if (folder / "cmdline").read_bytes().startswith(b"ray::MapWorker(MapBatches"):
+                    title = (folder / "cmdline").read_bytes()
+                    if title.startswith(b"ray::MapWorker(MapBatches(Scorer)).submit"):
                         os.kill(int(folder.name), signal.SIGKILL)
                         killed.append(folder.name)
-                        return
-            time.sleep(0.05)
+                        break
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    assert step_2(run, shards / "*.tar", "--engine ray") == 0
+    yield killed
+    over.set()
+    thread.join()
+
+
+@pytest.mark.slow
+def test_a_killed_actor_costs_its_shards_not_the_run(run, ray, plain, shards):
+    with killing(1) as killed:
+        assert step_2(run, shards / "*.tar", "--engine ray") == 0
     assert killed
     assert selected(run) == selected(plain)
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_every_actor_ends_the_run(run, ray, shards, capsys):
+    with killing(100):
+        assert step_2(run, shards / "000000.tar", "--engine ray") == 1
+    error = capsys.readouterr().err
+    assert "go on with --resume" in error and "Traceback" not in error
 
 
 @pytest.mark.slow
