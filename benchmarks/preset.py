@@ -136,10 +136,12 @@ class Bench:
             "compile": self.device.type == "cuda",
         }  # fmt: skip
         network = build_model(recipe.model, self.sizes.classes)
+        compute = self.compute(recipe, network)
+        self.precision = compute.precision_name  # what "auto" means on this machine
         job = training.TrainingJob(
             stage=OpenStage(self.folder / name),
             config=config,
-            compute=self.compute(recipe, network),
+            compute=compute,
             recipe=recipe,
             seed=0,
             network=network,
@@ -226,7 +228,7 @@ def main(argv=None):
     result = {
         "preset": args.preset,
         "device": str(bench.device),
-        "precision": bench.compute(preset.teacher).precision_name,
+        "precision": bench.precision,
         "epochs": args.epochs,
         "measured": measured,
         "minutes": minutes(preset, measured),
