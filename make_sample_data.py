@@ -123,6 +123,8 @@ def select(args, stage, device):
             export(job.pool, classes, args.export, rows.position, rows.label, rows.rank)
         log.finish(result, chain_settings(stage.folder, job.config))
     sources = {source.name: len(source) for source in job.pool.sources}
+    if scored.facts:  # then they are the selected images alone
+        sources = {" + ".join(sources): result["pool_size"]}
     summary = tables.selection_summary(result, sources, stage.folder)
     summary.append(("next", flags.next_command("student_train.py", args)))
     tables.print_table("step 2: the pool is ranked", summary)

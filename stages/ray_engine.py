@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -357,12 +358,14 @@ def cluster():
     while it is needed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_worker_niceness", "0")  # with its 15, other work would starve them
     try:
         import ray
         import ray.data
     except ImportError:
         raise ValueError("--engine ray needs Ray: pip install '.[ray]'") from None
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     if ray.is_initialized():
         yield ray
         return
