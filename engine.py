@@ -61,6 +61,9 @@ class TrainState:
         # the loss, the right answers and the steps that were not finite.
         self.seen = 0
         self.sums = torch.zeros(3, device=next(model.parameters()).device)
+        # Scales the loss so that float16's small gradients do not become zero; off otherwise.
+        on = precision == torch.float16
+        self.scaler = torch.amp.GradScaler(self.sums.device.type, enabled=on)
 
     @property
     def network(self):
@@ -106,6 +109,7 @@ class TrainState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
+            "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state):
@@ -118,6 +122,7 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
+        self.scaler.load_state_dict(state.get("scaler"))
 
 
 _COUNTERS = ("epoch", "batch", "step", "images", "seen", "rate")
@@ -135,7 +140,8 @@ def fit(state, images, labels, augment, compiler=None):
               is trained; whoever evaluates the network runs it as it is
 
     A step whose loss or gradient is not finite changes no weight, nor does any step after it;
-    `state.metrics()` raises FloatingPointError from then on.
+    `state.metrics()` raises FloatingPointError from then on.  With float16 a gradient that is not
+    finite costs its step and halves the loss scale; only such a loss is an error.
     """
     model, recipe, optimizer = state.model, state.recipe, state.optimizer
     device, frozen = state.sums.device, not all(p.requires_grad for p in model.parameters())
@@ -159,10 +165,8 @@ def fit(state, images, labels, augment, compiler=None):
                 logits = network(batch)
             loss = F.cross_entropy(logits, mixed_target, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
-            (loss * weight).backward()
-
-            _refuse_what_is_not_finite(optimizer, loss, state.sums[2])
-            optimizer.step()
+            state.scaler.scale(loss * weight).backward()
+            refused = _change_weights(state, loss)
             if state.average:
                 state.update_average()
 
@@ -170,7 +174,7 @@ def fit(state, images, labels, augment, compiler=None):
             # largest.
             hard = target if target.dim() == 1 else target.argmax(1)
             right = (logits.detach().argmax(1) == hard).sum()
-            state.sums += torch.stack([loss.detach() * len(index), right, optimizer.found_inf])
+            state.sums += torch.stack([loss.detach() * len(index), right, refused])
             state.seen += batch_size
             state.images += batch_size
             state.step += 1
@@ -233,20 +237,27 @@ def _moved(batch, device):
     return batch.to(device, non_blocking=True)
 
 
-def _refuse_what_is_not_finite(optimizer, loss, refused):
-    """Let the next optimizer.step() change nothing if it is not finite or `refused` is above 0.
+def _change_weights(state, loss):
+    """The optimizer's step, which changes nothing where it is refused; -> 1.0 for refused, else 0.
 
     The fused optimizer reads `found_inf` on the device, so nothing waits.  Several processes share
     gradients and not losses, and have to decide alike: they look at the gradients alone.  Their L2
     norm tells: a CPU has it in a tenth of the time of the largest one.  A norm above 10^19 counts
     as not finite, too, since float32 does not hold its square.
     """
+    optimizer, refused_before = state.optimizer, state.sums[2] > 0
+    if state.scaler.is_enabled():
+        state.scaler.step(optimizer)
+        state.scaler.update()
+        return (~loss.detach().isfinite() | refused_before).float()
     (group,) = optimizer.param_groups
     gradients = [p.grad for p in group["params"] if p.grad is not None]
     finite = torch.nn.utils.get_total_norm(gradients).isfinite()
     if distributed.size() == 1:
         finite &= loss.detach().isfinite()
-    optimizer.found_inf = (~finite | (refused > 0)).float()
+    optimizer.found_inf = (~finite | refused_before).float()
+    optimizer.step()
+    return optimizer.found_inf
 
 
 def _mix(seed, number, purpose):

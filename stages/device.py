@@ -26,7 +26,7 @@ class Compute(NamedTuple):
 
     @property
     def precision_name(self):
-        """float32, bfloat16: as --precision and config.json have it."""
+        """float32, bfloat16, float16: as --precision and config.json have it."""
         return str(self.precision).removeprefix("torch.")
 
 
@@ -95,7 +95,7 @@ def settle_compute(device, flags, saved, network, input_size, batch_size):
     if precision == "auto":
         precision = faster_precision(device)
     if precision == "bfloat16" and device.type == "cuda" and not _gpu_has_bfloat16():
-        raise ValueError("--precision bfloat16: this GPU only emulates it; use float32 or auto")
+        raise ValueError("--precision bfloat16: this GPU only emulates it; use float16 or auto")
     threads = threads or _useful_threads(network, input_size, batch_size)
     torch.set_num_threads(threads)
     return Compute(device, getattr(torch, precision), threads)
@@ -131,14 +131,15 @@ def _compiler_works(device):
 
 
 def faster_precision(device):
-    """bfloat16 where it is the faster choice, else float32 (docs/performance.md has the figures).
+    """The fastest of float32, bfloat16 and float16 (docs/performance.md has the figures).
 
-    A GPU: where it computes with bfloat16 itself.  A CPU: with AMX, and with avx512_bf16 if it is
-    AMD's; Intel's avx512_bf16 alone is slower than its float32.  No other CPU was measured.
+    A GPU: bfloat16 where it computes with it itself, else float16 (T4, V100, RTX 20: none of them
+    was measured).  A CPU: bfloat16 with AMX, and with avx512_bf16 if it is AMD's; Intel's
+    avx512_bf16 alone is slower than its float32.  No other CPU was measured.
     ONEDNN_MAX_CPU_ISA makes a CPU behave like an older one, so it decides too.
     """
     if device.type == "cuda":
-        return "bfloat16" if _gpu_has_bfloat16() else "float32"
+        return "bfloat16" if _gpu_has_bfloat16() else "float16"
     if device.type != "cpu":
         return "float32"
     isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()

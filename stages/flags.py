@@ -23,7 +23,7 @@ LABELLED_SETS = ("cifar100", "cifar10", "digits", "folder")
 POLICIES = ("none", "crop", "crop-flip", "trivialaugment")
 SCHEDULES = ("cosine", "halving", "steps")
 STRATEGIES = ("ranked", "unbalanced", "random-in-class", "random", "tags")
-PRECISIONS = ("auto", "float32", "bfloat16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 COMPILE = ("auto", "on", "off")
 
 HIDDEN = argparse.SUPPRESS  # as the help of a flag that --help-all leaves out, too

@@ -47,7 +47,7 @@ SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
 # multiply-adds of a training that a core does in a second, as ResNet-50 does them at 64 px.
 FOR_A_GPU = ("cifar100", "cifar100-paper")
 FOR_A_CPU = {"cifar10": "10 minutes", "lab": "20 minutes", "cifar100-cpu": "a night"}
-RATE = {"float32": 2.2e10, "bfloat16": 7e10}
+RATE = {"float32": 2.2e10, "bfloat16": 7e10, "float16": 2.2e10}
 
 
 # --- trainings: steps 1, 3 and 4 ----------------------------------------------------------------

@@ -154,6 +154,20 @@ def program(main):
     return wrapper
 
 
+@contextmanager
+def enough_memory(batch_size):
+    """In this context torch's lack of memory is a Failure that names the batch size to try."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _SCARCE.search(str(error)):
+            raise
+        raise Failure(
+            f"too little memory for batches of {batch_size} images ({str(error)[:200]}); try "
+            f"--batch-size {max(1, batch_size // 2)} --overwrite (the learning rate follows)"
+        ) from error
+
+
 def too_little(error):
     """The Failure of a machine without memory or threads left."""
     return Failure(
