@@ -64,6 +64,9 @@ class TrainState:
         # Scales the loss so that float16's small gradients do not become zero; off otherwise.
         on = precision == torch.float16
         self.scaler = torch.amp.GradScaler(self.sums.device.type, enabled=on)
+        if on:  # torch's fused SGD leaves momentum uninitialised where it refuses the first step
+            for parameter in self.optimizer.param_groups[0]["params"]:
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     @property
     def network(self):
