@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV = .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo cifar10 lab rival tensorboard screenshots test check audit lab-check ray-check gpu-check clean
+.PHONY: demo cifar10 lab rival tensorboard screenshots test check audit lab-check bench-check ray-check gpu-check clean
 
 # What is finished stays; `make demo FLAGS=--overwrite` starts anew.
 demo cifar10 lab rival: FLAGS = --resume
@@ -50,6 +50,10 @@ lab-check: $(VENV)/installed-dev
 	LAB_RUN=runs/lab-check $(BIN)/jupyter execute lab/solutions.ipynb
 	@echo "All cells have run, all checks say right.  The slides:"
 	$(BIN)/python -m lab.slides runs/lab-check/seed-2
+
+# Does every benchmark run, and does it measure what it says?  Half a minute; no figures.
+bench-check: $(VENV)/installed-dev
+	$(BIN)/python -m pytest benchmarks
 
 # Step 2 on Ray, and object storage on loopback: the extra [ray] is 300 MB, so `make test` leaves
 # these tests out where it is not installed.
