@@ -203,7 +203,7 @@ def test_step_2_is_timed_on_the_whole_pool(tmp_path):
     began = time.perf_counter()
     assert 0 < bench.ours() < time.perf_counter() - began
     assert len(inside) == 6
-    assert torch.load(tmp_path / "samples/resume.pt")["scored"] == 40
+    assert torch.load(tmp_path / "samples/resume.pt", weights_only=True)["scored"] == 40
     parts = bench.predecessor()
     assert set(parts) == {"read", "network", "rank"} and min(parts.values()) > 0
     assert len(inside) == 6  # it has a network of its own, float32
@@ -240,5 +240,3 @@ def test_readers_read_or_refuse_whatever_a_file_holds(digits_run, tmp_path):
     for name, reader in readers.readers(digits_run).items():
         counts = readers.count(reader, tmp_path, 15)
         assert counts["refused"] > 0, name
-
-

@@ -17,5 +17,6 @@ What carries these:
 listing     the image files in folders and tar shards: names, sizes, blocks
 cache       decoded images on the disk, memory-mapped
 workers     decoding in processes of our own
+remote      tar shards in object storage: their names, and the selected members
 decode      bytes -> RGB pixels, the square crop, hashes
 """

@@ -9,6 +9,7 @@ from data.labelled import called
 from models.hub import licence_of, name_in_zoo
 from models.needed import needed
 
+from .diagnostics import wilson_interval
 from .tables import labels_right, printable
 
 TITLES = {  # the stages that train a network
@@ -75,9 +76,10 @@ def hub_head(content, stages, licence):
             dataset_split="test",
             metric_type="accuracy",
             metric_name=f"test {name}",
-            metric_value=round(result[f"test_{name.replace('-', '')}"], 2),
+            metric_value=round(percent, 2),
+            metric_args=_interval(percent, result.get("test_images")),
         )
-        for name in ("top-1", "top-5")
+        for name, percent in (("top-1", result["test_top1"]), ("top-5", result["test_top5"]))
     ]
     data = hub.ModelCardData(
         license=licence,
@@ -89,6 +91,16 @@ def hub_head(content, stages, licence):
         eval_results=results,
     )
     return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def _interval(percent, images):
+    """The 95 % interval of an accuracy on so many images, as a hub's results have it; None for a
+    stage from before result.json had their number.
+    """
+    if not images:
+        return None
+    low, high = wilson_interval(round(percent * images / 100), images)
+    return {"images": images, "interval_95": [round(100 * float(x), 2) for x in (low, high)]}
 
 
 def _selection(stages):

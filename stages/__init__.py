@@ -9,6 +9,7 @@ inherit     settings from the preset, the stage before and the flags; what --res
 prepare     the way of the settings, from the flags to a job: data, start, config.json
 training    steps 1, 3 and 4: follow a training, log it, save it, test once at the end
 scoring     step 2: the walk over the pool
+ray_engine  the same on Ray Data, over shards that lie anywhere
 checkpoint  model.pt and resume.pt
 whole_run   a run folder read back, for the report page
 """

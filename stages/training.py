@@ -292,6 +292,7 @@ def _result(job, network, logits, metrics, seconds):
         "seed": job.config["seed"],
         "num_parameters": sum(p.numel() for p in network.parameters()),
         "images_processed": job.images_to_process,
+        "test_images": len(job.labelled.test),
         "val_top1": round(metrics["val_top1"], 4),
         "test_top1": round(top1, 4),
         "test_top5": round(top5, 4),

@@ -344,6 +344,9 @@ def test_a_hub_folder_says_what_it_holds(publish, folder_run, tmp_path):
         ("test top-1", round(result["test_top1"], 2), "test"),
         ("test top-5", round(result["test_top5"], 2), "test"),
     ]  # fmt: skip
+    top1 = card.data.eval_results[0]
+    low, high = top1.metric_args["interval_95"]
+    assert low < top1.metric_value < high and top1.metric_args["images"] == result["test_images"]
 
 
 def hub_stub(requests, refusal=None):
