@@ -16,7 +16,9 @@ none could be read, 2 for a bad flag or a name that leads to no image.
 import glob
 import math
 import os
+import queue
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,6 +29,7 @@ from stages.program import begin
 
 CHECKPOINT = Path("runs/cifar100/finetuned")
 BOARD = Path("runs/predictions")
+SECONDS = 30  # that one picture may take: some small files take minutes
 
 
 def parse(argv):
@@ -181,7 +184,7 @@ def classify(classifier, paths, topk, batch_size):
         batch, pictures, errors = paths[first : first + batch_size], {}, {}
         for path in batch:
             try:
-                pictures[path] = classifier.fit(read_file(path))
+                pictures[path] = in_time(classifier.fit, read_file(path))
             except Unreadable as error:
                 errors[path] = str(error)
         best = dict(zip(pictures, best_classes(classifier, pictures.values(), topk), strict=True))
@@ -191,6 +194,26 @@ def classify(classifier, paths, topk, batch_size):
             found = pictures.get(path), best.get(path), errors.get(path)
             truth = named.get(printable(Path(path).parent.name))
             yield Prediction(printable(path), *found, truth)
+
+
+def in_time(work, *arguments):
+    """What `work` gives or raises; Unreadable where it takes longer than SECONDS."""
+    answers = queue.SimpleQueue()
+
+    def answer():
+        try:
+            answers.put((work(*arguments), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        found, error = answers.get(timeout=SECONDS)
+    except queue.Empty:
+        raise Unreadable(f"takes longer than {SECONDS} s to decode") from None
+    if error:
+        raise error
+    return found
 
 
 def best_classes(classifier, pictures, topk):

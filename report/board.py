@@ -92,12 +92,14 @@ class Board:
     def settings(self, config):
         """config: the content of config.json, shown as a table."""
         self._writer.add_text("settings", table(("setting", "value"), flat(config)))
+        self._writer.flush()  # nothing waits that would be written into a folder made anew
 
     def epoch(self, metrics, images):
         """A point on each curve: numbers by name, after so many images of this training."""
         for name, tag in _CURVES.items():
             if name in metrics:
                 self._writer.add_scalar(tag, metrics[name], images)
+        self._writer.flush()
 
     def hparams(self, hparams, result):
         """A line in the table of runs, settings and accuracies; all of result.json as text."""

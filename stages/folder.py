@@ -23,8 +23,9 @@ from files import sha256_of_file
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing keeps a second writer out
+except ImportError:  # Windows
     fcntl = None
+    import msvcrt
 
 # stage -> the file that the next stage is made from, and the command that runs the stage
 STAGES = {
@@ -269,8 +270,7 @@ def take_lock(path):
             if not _is_own_file(os.fstat(lock)):
                 os.close(lock)
                 raise ValueError(f"{path} is no file that a step has made; remove it")
-            if fcntl:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
             if is_at(lock, path):
                 break
         except BlockingIOError:
@@ -289,6 +289,19 @@ def take_lock(path):
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {since}".encode())
     return lock
+
+
+def _lock(file):
+    """Lock an open file, or raise BlockingIOError where somebody else has it locked."""
+    if fcntl:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    os.lseek(file, 2**30, os.SEEK_SET)  # Windows lets nobody read what is locked: far from the text
+    try:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        raise BlockingIOError from error
+    os.lseek(file, 0, os.SEEK_SET)
 
 
 def _is_own_file(status):

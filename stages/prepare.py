@@ -157,7 +157,7 @@ def ask_before_days(recipe, settings, parent, yes):
     others = [f"{name} ({time})" for name, time in FOR_A_CPU.items() if name in PRESETS]
     words = (
         f"no GPU is in use, and the preset {settings['preset']} is made for one: this step alone "
-        f"would take about {days:.1f} days on this CPU.  Presets for a CPU, with the time of all "
+        f"would take {f'about {days:.1f} days' if days > 0.1 else 'hours'} on this CPU.  Presets for a CPU, with the time of all "
         f"four steps on two cores: {', '.join(others)}"
     )
     if not yes:

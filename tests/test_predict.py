@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -170,6 +171,21 @@ def test_broken_files_are_reported_and_the_others_go_on(ask, stage, photos, tmp_
     assert (code, len(found), error) == (0, count + 2, "")
     assert ["error" in one for one in found].count(False) == 2
     assert all(("error" in one) != ("predictions" in one) for one in found)
+
+
+def test_a_picture_that_takes_too_long_costs_itself_only(ask, stage, photos, monkeypatch):
+    def slow(content, size):
+        if content == late:
+            time.sleep(20)
+        return square(content, size)
+
+    square, late = predict.square, (photos / "china.jpg").read_bytes()
+    monkeypatch.setattr(predict, "square", slow)
+    monkeypatch.setattr(predict, "SECONDS", 2)
+    code, out, _ = ask(photos, "--checkpoint", stage, "--json")
+    first, second = json.loads(out)
+    assert code == 0 and first["error"] == "takes longer than 2 s to decode"
+    assert second["predictions"]
 
 
 def test_nothing_readable_is_a_failure(ask, stage, tmp_path):
