@@ -5,8 +5,11 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -240,3 +243,35 @@ def test_readers_read_or_refuse_whatever_a_file_holds(digits_run, tmp_path):
     for name, reader in readers.readers(digits_run).items():
         counts = readers.count(reader, tmp_path, 15)
         assert counts["refused"] > 0, name
+
+
+def test_the_benchmark_ranks_as_the_slow_ways_do_and_writes_its_figures(tmp_path):
+    script = Path(__file__).with_name("ranking.py")
+    flags = ("--quick", "--batch", "512", "--json", tmp_path / "figures.json")
+    done = subprocess.run(
+        [sys.executable, script, *flags], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
+    assert {"device", "cpu", "threads", "python", "torch", "numpy"} < report.keys()
+    assert [entry["images"] for entry in report["streams"]] == [20_000, 40_000]
+    for entry in report["streams"]:
+        assert entry["selected"] == entry["classes"] * entry["k"]
+        assert entry["table_bytes"] == 16 * entry["selected"]
+        assert entry["mib_before"] <= entry["mib_peak"] <= entry["mib_peak_with_selection"]
+        assert entry["images_per_second"] > 0
+    (best,), (merge,) = report["top_classes"], report["merges"]
+    assert best["images_per_second"] > 0 and best["full_sort_images_per_second"] > 0
+    assert merge["seconds_a_table"] > 0
+    assert report["references"]["same_selection"] is True
+    assert report["references"]["images_per_second"].keys() == {"ranking", "topk", "heaps", "sort"}
+
+
+def test_decoding_is_timed_by_kind(tmp_path):
+    program = Path(__file__).with_name("decode.py")
+    command = [sys.executable, program, "--quick", "--folder", tmp_path, "--json", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    kinds = json.loads((tmp_path / "out").read_text())["kinds"]
+    (found,) = kinds.values()
+    assert min(found["median"].values()) > 0 and len(found["ratio"]) == 4

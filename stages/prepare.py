@@ -154,11 +154,12 @@ def ask_before_days(recipe, settings, parent, yes):
     cost = 3 * multiply_adds(build_model(recipe.model, 100), size)  # forward, and twice backward
     precision = faster_precision(torch.device("cpu"))
     days = steps * batch_size * cost / (RATE[precision] * torch.get_num_threads()) / 86400
-    others = [f"{name} ({time})" for name, time in FOR_A_CPU.items() if name in PRESETS]
+    others = [f"{name} ({its})" for name, its in FOR_A_CPU.items()]
+    time = f"about {days:.1f} days" if days > 0.1 else "hours"
     words = (
         f"no GPU is in use, and the preset {settings['preset']} is made for one: this step alone "
-        f"would take {f'about {days:.1f} days' if days > 0.1 else 'hours'} on this CPU.  Presets for a CPU, with the time of all "
-        f"four steps on two cores: {', '.join(others)}"
+        f"would take {time} on this CPU.  Presets for a CPU, with the time of all four steps on "
+        f"two cores: {', '.join(others)}"
     )
     if not yes:
         raise ValueError(f"{words}; --yes starts this one all the same")

@@ -1,12 +1,8 @@
 """The K best of a stream against a full sort, for any order, any cut and any merging of it."""
 
-import json
 import random
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -380,26 +376,3 @@ def test_simulated_images_are_like_scored_ones():
     assert len(scores[:, 0].unique()) > 0.98 * len(scores)  # the block does not just come again
     count = label.bincount(minlength=20)
     assert count.max() > 3 * count.min()  # some classes are popular
-
-
-@pytest.mark.slow
-def test_the_benchmark_ranks_as_the_slow_ways_do_and_writes_its_figures(tmp_path):
-    script = Path(__file__).parents[1] / "benchmarks" / "ranking.py"
-    flags = ("--quick", "--batch", "512", "--json", tmp_path / "figures.json")
-    done = subprocess.run(
-        [sys.executable, script, *flags], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    assert {"device", "cpu", "threads", "python", "torch", "numpy"} < report.keys()
-    assert [entry["images"] for entry in report["streams"]] == [20_000, 40_000]
-    for entry in report["streams"]:
-        assert entry["selected"] == entry["classes"] * entry["k"]
-        assert entry["table_bytes"] == 16 * entry["selected"]
-        assert entry["mib_before"] <= entry["mib_peak"] <= entry["mib_peak_with_selection"]
-        assert entry["images_per_second"] > 0
-    (best,), (merge,) = report["top_classes"], report["merges"]
-    assert best["images_per_second"] > 0 and best["full_sort_images_per_second"] > 0
-    assert merge["seconds_a_table"] > 0
-    assert report["references"]["same_selection"] is True
-    assert report["references"]["images_per_second"].keys() == {"ranking", "topk", "heaps", "sort"}

@@ -5,7 +5,6 @@ pytest tests/test_workers.py
 
 import contextlib
 import errno
-import json
 import os
 import pickle
 import signal
@@ -418,14 +417,3 @@ def test_fitting_keeps_the_picture_in_its_place(side):
     wanted = cv2.resize(image[:, 5:-5], (32, 32), interpolation=cv2.INTER_AREA)
     inside = np.abs(fitted - wanted)[:, 1:-1]
     assert np.abs(inside[:14]).max() <= 8 and np.abs(inside[18:]).max() <= 8  # but for the edge
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs(tmp_path):
-    program = Path(__file__).parents[1] / "benchmarks" / "decode.py"
-    command = [sys.executable, program, "--quick", "--folder", tmp_path, "--json", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    kinds = json.loads((tmp_path / "out").read_text())["kinds"]
-    (found,) = kinds.values()
-    assert min(found["median"].values()) > 0 and len(found["ratio"]) == 4
