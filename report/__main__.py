@@ -36,7 +36,7 @@ if __name__ == "__main__":
     print("reading the runs", file=sys.stderr, flush=True)
 
 from files import write_text
-from report import page
+from report.page.render import render, render_together, short_names
 from stages.folder import state_of
 from stages.program import program
 from stages.whole_run import command_of, is_rival, read_run, rival_folder
@@ -45,7 +45,7 @@ from stages.whole_run import command_of, is_rival, read_run, rival_folder
 @program
 def main(argv=None):
     args = parse(argv)
-    folders = dict(zip(page.short_names(args.runs), args.runs, strict=True))
+    folders = dict(zip(short_names(args.runs), args.runs, strict=True))
     places = args.data_dir, args.cache_dir, args.unlabeled
     runs = {name: read_run(folder, *places) for name, folder in folders.items()}
     pages = {name: run.folder / "report.html" for name, run in runs.items()}
@@ -55,11 +55,11 @@ def main(argv=None):
     elif output in pages.values():
         raise ValueError(f"{output} is the page of one run; give --output another name")
     for name, run in runs.items():
-        _write(pages[name], page.render, run, rival_beside(run, places), command_of)
+        _write(pages[name], render, run, rival_beside(run, places), command_of)
     if len(runs) > 1:
         here = output.resolve().parent
         links = {n: quote(os.path.relpath(path.resolve(), here)) for n, path in pages.items()}
-        _write(output, page.render_together, runs, links, is_rival)
+        _write(output, render_together, runs, links, is_rival)
 
 
 def rival_beside(run, places):
@@ -69,9 +69,9 @@ def rival_beside(run, places):
     return found if found and is_rival(found, run) else None
 
 
-def _write(path, render, *facts):
+def _write(path, make, *facts):
     try:
-        text = render(*facts)
+        text = make(*facts)
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         raise ValueError(
             f"{path} cannot be written: a config.json or result.json holds what no step writes "

@@ -18,9 +18,9 @@ import pytest
 from conftest import SHORT, make_digits_run, run_step
 
 from data.labelled import load_labelled
-from report import page as page_of_runs
 from report.__main__ import main
 from report.mcnemar import paired_difference
+from report.page.render import render
 from stages.folder import STAGES as STAGES_AND_FILES
 from stages.folder import read_record, sealed
 from stages.lifetime import chain_settings
@@ -402,7 +402,7 @@ def test_names_are_text_whatever_they_say(folder_run, tmp_path):
     hostile = "$<script>alert(1)</script>\"'&{{ 1 }}"
     classes = (hostile, "bee", "crab", "dove")
     run = replace(read_run(folder_run), classes=classes, folder=tmp_path / hostile)
-    (tmp_path / "page.html").write_text(page_of_runs.render(run, None, command_of))
+    (tmp_path / "page.html").write_text(render(run, None, command_of))
     page = Page(tmp_path / "page.html")
     assert len(page.all("script")) == 1
     assert hostile in [text for _, text in page.all("option")]
