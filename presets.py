@@ -56,7 +56,7 @@ class Training:
     resize: str = _setting(
         "",
         "first steps at smaller inputs, SIZE:SHARE of the steps each, such as 32:0.3,48:0.3; a "
-        "smaller image costs less",
+        "smaller image costs less; none for off",
     )
 
     def sizes(self, input_size):

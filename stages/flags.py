@@ -176,7 +176,8 @@ def path(text):
 
 
 def resizing(text):
-    """An argparse type: a presets.Training.resize."""
+    """An argparse type: a presets.Training.resize; none for whole images from the first step on."""
+    text = "" if text == "none" else text
     try:
         Training(resize=text).sizes(2**31)
     except ValueError:

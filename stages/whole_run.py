@@ -222,7 +222,7 @@ def _flag(name, value):
     name = f"--{name.replace('_', '-')}"
     if isinstance(value, list):
         return [name, *(f"./{one}" if f"{one}".startswith("-") else str(one) for one in value)]
-    return [f"{name}={value}"] if f"{value}".startswith("-") else [name, str(value)]
+    return [f"{name}={value}"] if f"{value}".startswith("-") else [name, str(value) or "none"]
 
 
 def images_of(stages):

@@ -1,6 +1,7 @@
 """The study: claims that can be judged, arms that become runs, runs that survive any stop."""
 
 import csv
+import importlib
 import json
 import os
 import random
@@ -44,6 +45,17 @@ def flags(run):
 
 
 # --- claims -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["study", "cifar10", "cifar100-cpu", "demo"])
+def test_every_command_line_of_the_study_is_one_that_its_step_takes(name):
+    plan = planner(name)
+    for arm in {arm.name for claim in claims.claims(name) for arm in claim.arms}:
+        for run in plan.run(arm, 0).chain():
+            folders = ["runs/x/teacher"] * len(run.parents)
+            script, *words = run.words("runs/y", folders)
+            parsed = importlib.import_module(script.removesuffix(".py")).parse(words)
+            assert parsed.threads == 1 and str(parsed.run_dir) == "runs/y", words
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -113,7 +113,7 @@ class Run:
         if self.step.startswith("finetuned"):
             words += ["--student-network", "True"]
         for name, value in self.flags:
-            words += [name, *value.split()]
+            words += [name, *(value.split() or ["none"])]
         return words
 
 
