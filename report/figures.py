@@ -7,6 +7,7 @@ mark says it too.  Names are drawn as they are: a $ begins no formula.
 """
 
 import math
+import textwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -172,7 +173,10 @@ def accuracies(rows):
             if alone:
                 place = axes.get_yaxis_transform()
                 axes.text(1.02, y, f"{percent:.2f} %", transform=place, va="center", fontsize=11)
-    name_ticks(axes.yaxis, [text for text, _ in rows], 10)
+    names = [
+        textwrap.fill(shorten(text, 40), 16, break_on_hyphens=False) for text, _ in rows
+    ]  # in two or three lines
+    axes.set_yticks(range(len(rows)), names, fontsize=10, parse_math=False)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("test images right, %; lines: 95 % intervals")
