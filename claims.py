@@ -6,8 +6,7 @@ trials/statistics.py).  Validation images choose settings, test accuracies are c
 
 A claim is a function: its docstring has the claim's words, what the paper reports, whether the test
 bears on the paper, and notes; it returns the rows of our figure, {label: arm}, and the tests.
-paper.csv has the paper's values beside our rows, those of its plots to about 0.05.  Every number is
-percent top-1, every difference points.
+paper.csv has the paper's values beside our rows.  Numbers are percent top-1, differences points.
 """
 
 from dataclasses import replace
@@ -173,7 +172,8 @@ def _k(settings, preset):
     factors = (1 / 8, 1, 4) if preset == "demo" else (1 / 8, 1 / 2, 1, 2, 4)
     arms = {x: Arm(f"K x {x:g}", samples={"k": Times(x)}) for x in factors} | {1: PIPELINE}
     rows = {f"K x {Fraction(x)}": arm for x, arm in arms.items()}
-    return Claim(rows, [Peak(0.5, arms[1 / 8], PIPELINE, arms[4])])
+    drawn = {f"K x {Fraction(x)}": f"K = {round(x * settings.k)}" for x in factors}
+    return Claim(rows, [Peak(0.5, arms[1 / 8], PIPELINE, arms[4])], drawn=drawn)
 
 
 def _p(settings, preset):

@@ -4,12 +4,13 @@ import csv
 import hashlib
 import inspect
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .arms import Arm
 
-PAPER = Path(__file__).parents[1] / "paper.csv"  # what the paper reports beside our rows
+# What the paper reports beside our rows; values read from its plots are within about 0.05.
+PAPER = Path(__file__).parents[1] / "paper.csv"
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Claim:
     more: tuple = ()  # arms that the page lists first, whether or not a row or a test has them
     zero: Arm | dict | None = None  # at zero in the figure: an arm, or {label: arm}; by default the
     # arm that the first test compares with
+    drawn: dict = field(default_factory=dict)  # {label: what the figure writes in its place}
     seeds: int = 3  # registered: 0, 1, ..
     primary: bool = False  # the one claim of a preset whose p is not corrected
     beside: str = ""  # the claim whose row of the summary it shares

@@ -45,7 +45,7 @@ def figure_rows(claim, table, outcomes):
     for label, side in claim.rows.items():
         names = [arm.name for arm in (side if isinstance(side, list) else [side])]
         drawn[label] = next((name for name in names if name in chosen), names[0])
-    labels = {arm: label for label, arm in drawn.items()}
+    labels = {arm: claim.drawn.get(label, label) for label, arm in drawn.items()}
     reported, rows = claim.reported, []
     for label, arm in drawn.items():
         zero = arm_at_zero(claim, outcomes, label)
@@ -56,7 +56,13 @@ def figure_rows(claim, table, outcomes):
         tuned = "" if isinstance(claim.zero, dict) else "tuned "
         alone = f"the {tuned}labels alone" if _is_alone(zero) else zero
         rows.append(
-            Row(label, _is_alone(arm), labels.get(zero, alone), differences, reported.get(label))
+            Row(
+                claim.drawn.get(label, label),
+                _is_alone(arm),
+                labels.get(zero, alone),
+                differences,
+                reported.get(label),
+            )
         )
     return rows
 
@@ -88,7 +94,7 @@ def claim_figure(claim, table, outcomes):
         limits = first.limits(arm_at_zero(claim, outcomes, next(iter(claim.rows))))
         for limit, label in zip(limits, (f"counts from {first.smallest:g}", "_"), strict=False):
             axes.axvline(limit, color="black", linestyle="--", linewidth=1, label=label)
-        words = ", ".join(outcome.verdict for outcome in outcomes)
+        words = ", ".join(dict.fromkeys(outcome.verdict for outcome in outcomes))
         figure.suptitle(f"{claim.name}: {words}", x=0.02, ha="left", fontsize=13, weight="bold")
         look = {"frameon": False, "fontsize": 11, "handletextpad": 0.4, "columnspacing": 1.2}
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=2, **look)
