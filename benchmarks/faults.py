@@ -37,9 +37,11 @@ import export
 import main as training_program
 import make_sample_data
 import predict
+import report.__main__ as report
 import student_train
 from files import write_json
 from stages import flags, program, scoring, training
+from stages.folder import read_records
 from stages.prepare import versions
 
 SMALL = ["--preset", "demo", "--input-size", "8"]
@@ -125,6 +127,12 @@ def targets(base):
         found[f"{Path(file).name}, predict.py"] = relative, predicted(relative)
     for name in ("model.pt", "config.json", "result.json"):
         found[f"finetuned/{name}, export.py"] = f"run/finetuned/{name}", exported
+    for file in ("student/metrics.jsonl", "finetuned/predictions.npz", "samples/scores.npz"):
+        found[f"{file}, report"] = f"run/{file}", reported
+    for file in ("samples/skipped.csv", "samples/selection.csv", "teacher/config.json"):
+        found[f"{file}, report"] = f"run/{file}", reported
+    for name in ("config.json", "result.json"):
+        found[f"finetuned/{name}, study.py"] = f"run/finetuned/{name}", taken_for_a_row
     for path in sorted((base / "data" / "cache").rglob("*")):
         if path.is_file():
             kind = path.parent.name if path.suffix == ".json" and path.stem != "meta" else path.name
@@ -167,6 +175,21 @@ def predicted(file):
 def exported(base):
     code, _, error = call(export.main, base / "run/finetuned", base / "new")
     return code, error, {path.name: path.read_bytes() for path in base.glob("new/*")}
+
+
+def reported(base):
+    page = base / "page.html"
+    code, _, error = call(report.main, base / "run", "--output", page)
+    return code, error, page.read_bytes() if code == 0 else None
+
+
+def taken_for_a_row(base):
+    """As `trials.runs.Run.result` reads a run's stage."""
+    try:
+        config, result = read_records(base / "run/finetuned")
+    except (OSError, ValueError) as error:
+        return 2, str(error), None
+    return 0, "", (dict(config), dict(result))
 
 
 def ended(answer, base):
