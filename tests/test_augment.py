@@ -198,6 +198,8 @@ def test_mixed_targets_say_how_much_of_each_image_is_there():
             augment = Augment(plain, "none", 2, **{name: 1.0})
             out, target = augment(images, torch.tensor([0, 1]))
             torch.testing.assert_close(out.mean((1, 2, 3)), target[:, 1], rtol=0, atol=1e-5)
+            whole = ((out == 0) | (out == 1)).all()  # each pixel is that of one of the images
+            assert whole == (name == "cutmix"), (name, seed)
 
 
 def test_an_unknown_policy_lists_the_choices():

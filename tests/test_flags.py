@@ -48,6 +48,18 @@ ACCEPTED |= {f"--{name}": ANY for name in NAMES.split()} | {"out": ANY}
 NEEDS = {"--student": ["--student-network"]}
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("", False), ("--x", True), ("--x True", True), ("--x=true", True), ("--x yes", True),
+     ("--x False", False), ("--x=false", False), ("--x 0", False), ("--x off", False),
+     ("--no-x", False), ("--x --no-x", False)],
+)  # fmt: skip
+def test_a_boolean_flag_takes_its_value_as_people_write_it(words, expected):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--x", action=flags.Boolean)
+    assert parser.parse_args(words.split()).x is expected
+
+
 class Caught(Exception):
     """Holds the parser of a script that is about to parse."""
 
