@@ -316,7 +316,7 @@ def run_dir(args):
 
 def pasted(command, *words):
     """A command line to be pasted into a shell, the words after it quoted."""
-    return f"{command} {shlex.join(map(str, words))}"
+    return " ".join([command, *map(shlex.quote, map(str, words))])
 
 
 def next_command(script, args, *more):

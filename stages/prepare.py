@@ -304,10 +304,17 @@ def reopen(samples, labelled, parts, settings, specs=None):
             f"{samples.result['selected']}; {again}"
         )
     specs = specs and [absolute(spec) for spec in specs]
-    places = settings["data_dir"], labelled, parts, cache_of(settings), specs, samples.folder
-    pool = scored = reopen_pool(samples.config, *places)
-    if settings["input_size"] != samples.config["input_size"]:
-        pool = reopen_pool(samples.config | {"input_size": settings["input_size"]}, *places)
+
+    def opened(size, labelled):
+        config, places = samples.config | {"input_size": size}, (cache_of(settings), specs)
+        return reopen_pool(
+            config, settings["data_dir"], labelled, parts, *places, folder=samples.folder
+        )
+
+    pool, size = opened(settings["input_size"], labelled), samples.config["input_size"]
+    scored = pool
+    if settings["input_size"] != size:  # held-out images are the labelled set's, of its size
+        scored = opened(size, load_dataset(settings | {"input_size": size}, samples.config)[0])
     try:
         position = pool.positions(names)
         scored.check_pixels(position, samples.result.get("selected_pixels"))

@@ -599,3 +599,15 @@ def test_no_step_of_the_demo_asks_the_network(tmp_path, step, monkeypatch, quick
     own = "--preset demo --input-size 8 --labels-per-class 3 --epochs 1 --passes 1 --data-dir"
     assert step("teacher", tmp_path / "run", own, tmp_path / "data") == 0
     assert step("samples", tmp_path / "run", "--k 5") == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_student_has_an_input_size_of_its_own_and_step_4_takes_it(run_before, stage_flags, step):
+    """Its pool is heldout: the images lie in the labelled set, which then has that size as well."""
+    run = run_before("student")
+    assert step("student", run, *stage_flags["student"], "--input-size 16") == 0
+    assert step("finetuned", run, *stage_flags["finetuned"]) == 0
+    sizes = [
+        json.loads((run / stage / "config.json").read_text())["input_size"] for stage in STAGES
+    ]
+    assert sizes == [8, 8, 16, 16]
