@@ -210,7 +210,7 @@ def test_two_processes_select_what_one_selects_byte_for_byte(
 
 def test_two_stopped_or_killed_processes_go_on_together_to_the_same_bits(tmp_path, folder_flags):
     """The signal reaches them at different moments, and they have to stop at the same step."""
-    flags = [*folder_flags, "--device", "cpu", "--batch-size", "6", "--epochs", "60"]
+    flags = [*folder_flags, "--device", "cpu", "--batch-size", "6", "--epochs", "40"]
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     metrics = stopped / "teacher/metrics.jsonl"
     process = launch(ROOT / "main.py", *flags, "--run-dir", stopped)
