@@ -161,7 +161,7 @@ _SHORT = replace(
     batch_size=128,
     learning_rate=0.4,  # the best of short runs with these batches
     mixup=0.0,  # mixing costs a short training more than it gives
-    resize="32:0.3,48:0.3",  # 0.64 of the multiply-adds: the first steps learn as much from less
+    resize="32:0.3,48:0.3",  # 0.64 of the multiply-adds; trial: docs/trials.md
 )
 CIFAR100_CPU = replace(
     CIFAR100,

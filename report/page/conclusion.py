@@ -165,6 +165,7 @@ def conclusion(arms):
     head = ("difference in test top-1", "points", "95 % interval", "p", "paired")
     details = [_reading(*one) for one in found[:3]]
     facts = {"differences": {"head": head, "rows": rows}, "details": details}
+    facts["rival"] = any(any(arm.rivals) for arm in arms)
     return facts | {"sentence": _sentence(arms), "picture": _picture(arms) if arms else None}
 
 
