@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import distributed
+from models.convolution import use_products
 
 SCHEDULES = ("cosine", "halving", "steps")
 HALVINGS = 13  # paper: the pre-training rate is halved 13 times, whatever the length
@@ -45,6 +46,7 @@ class TrainState:
 
     def __init__(self, model, recipe, seed=0, precision=torch.float32):
         self.model, self.recipe, self.seed, self.precision = model, recipe, seed, precision
+        use_products(model)
         self.epoch = self.batch = self.step = self.images = 0
         self.rate = 0.0
         self.optimizer = torch.optim.SGD(
@@ -57,8 +59,8 @@ class TrainState:
         )
         # An exponential moving average of the weights and of batch norm's statistics.
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema_decay else None
-        # Of the epoch: images seen by all processes; and this process's sums, on the device, of
-        # the loss, the right answers and the steps that were not finite.
+        # Epoch totals: images over all processes; this process's loss, correct answers, refused
+        # steps.
         self.seen = 0
         self.sums = torch.zeros(3, device=next(model.parameters()).device)
         # Scales the loss so that float16's small gradients do not become zero; off otherwise.
@@ -335,7 +337,7 @@ def predict(
     one, so a walk over a range of the images gives the same bits as a walk over all.
     """
     device = next(model.parameters()).device
-    model.eval()
+    use_products(model.eval())
     stop = len(images) if stop is None else stop
     for first in range(start, stop, batch_size):
         batch = prepare(_moved(images[first : min(first + batch_size, stop)], device))
