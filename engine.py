@@ -175,8 +175,7 @@ def fit(state, images, labels, augment, compiler=None):
             if state.average:
                 state.update_average()
 
-            # Of a mixed image the first of its two labels counts as right, of probabilities the
-            # largest.
+            # Accuracy uses a mixed image's first label and a soft label's largest entry.
             hard = target if target.dim() == 1 else target.argmax(1)
             right = (logits.detach().argmax(1) == hard).sum()
             state.sums += torch.stack([loss.detach() * len(index), right, refused])

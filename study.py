@@ -116,8 +116,8 @@ class Study:
     # --- what there is to do --------------------------------------------------------------------
 
     def wanted(self, claim, rows):
-        """Yield the (arm, seed) pairs of a claim.  Of several candidates only the best, once it is
-        known from the first TUNING seeds, is run with the seeds after these.
+        """Yield the (arm, seed) pairs of a claim.  All candidates run on the first TUNING seeds;
+        only the best of them runs on the seeds after these.
         """
         seeds, table = self.args.seeds or claim.seeds, Table(accuracies(rows, self.args.preset))
         tuning, short = range(min(TUNING, seeds)), set()

@@ -33,6 +33,7 @@ _NOT_READ = b"avif heic heif jxl j2k svg psd ico tga exr hdr cr2 cr3 nef arw dng
 # The first bytes of the formats above.  Any other file is refused before OpenCV sees it, so that
 # OpenCV's decoders for further formats (HDR, EXR, ...) never run on unknown files.
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_JP2, _SIZ = b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"  # JPEG 2000: file, bare codestream
 _MAGIC = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM|II[*+]\0|MM\0[*+]|P[1-6]\s"
     rb"|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
@@ -99,7 +100,7 @@ def decode(content, size=None):
     # A short JPEG is decoded at full size: reading its header would take longer than is saved.
     if size and len(content) >= size * size and content.startswith(_JPEG):
         flags |= _REDUCED[_jpeg_reduction(content, size)]
-    if content[:2] in (b"II", b"MM") or (content.startswith(_PNG) and content[24:25] == b"\x10"):
+    if _may_hide_its_range(content):
         _check_depth(content)
     return _imdecode(content, flags)
 
@@ -125,6 +126,17 @@ def _first_frame(content):
             parts.append(content[at:end])
         at = end
     return b"".join(parts)
+
+
+def _may_hide_its_range(content):
+    """Whether the file is a TIFF, or a PNG or JPEG 2000 that declares more than 12 bits."""
+    if content.startswith(_PNG):
+        return content[24:25] == b"\x10"
+    # ISO/IEC 15444-1, A.5.1: 40 bytes after the SIZ marker stands the depth less one, then its sign.
+    if content.startswith((_JP2, _SIZ)):
+        size = content.find(_SIZ)
+        return size >= 0 and any(depth & 127 >= 12 for depth in content[size + 42 : size + 43])
+    return content.startswith((b"II", b"MM"))
 
 
 def _check_depth(content):

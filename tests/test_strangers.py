@@ -173,6 +173,15 @@ def test_a_sample_of_a_shard_has_one_image(tmp_path):
 # --- formats ------------------------------------------------------------------------------------
 
 
+def jpeg2000(value):
+    """A JPEG 2000 file that declares 16 bits."""
+    return cv2.imencode(".jp2", np.full((64, 64, 3), value, np.uint16))[1].tobytes()
+
+
+def test_a_jpeg_2000_that_uses_its_16_bits_is_read():
+    assert (decode(jpeg2000(60000)) == 60000 // 256).all()
+
+
 @pytest.mark.parametrize(
     "content, reason",
     [
@@ -183,6 +192,9 @@ def test_a_sample_of_a_shard_has_one_image(tmp_path):
         (cv2.imencode(".tiff", np.ones((9, 9, 3), np.float32))[1].tobytes(), "floating-point"),
         (cv2.imencode(".png", np.full((9, 9), 4000, np.uint16))[1].tobytes(), "12 bits or fewer"),
         (cv2.imencode(".tiff", np.full((9, 9), 900, np.uint16))[1].tobytes(), "12 bits or fewer"),
+        (jpeg2000(4000), "12 bits or fewer"),
+        (jpeg2000(4000)[jpeg2000(4000).index(b"\xff\x4f\xff\x51") :], "12 bits or fewer"),
+        (jpeg2000(4000)[:100], "damaged or truncated"),
     ],
 )
 def test_the_reason_names_what_a_file_is(content, reason):

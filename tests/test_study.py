@@ -47,7 +47,7 @@ def flags(run):
 # --- claims -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["study", "cifar10", "cifar100-cpu", "demo"])
+@pytest.mark.parametrize("name", NAMES)
 def test_every_command_line_of_the_study_is_one_that_its_step_takes(name):
     plan = planner(name)
     for arm in {arm.name for claim in claims.claims(name) for arm in claim.arms}:
