@@ -51,7 +51,7 @@ lab-check: $(VENV)/installed-dev
 	@echo "All cells have run, all checks say right.  The slides:"
 	$(BIN)/python -m lab.slides runs/lab-check/seed-2
 
-# Does every benchmark run, and does it measure what it says?  Half a minute; no figures.
+# Does every benchmark run, and does it measure what it says?  Under a minute; no figures.
 bench-check: $(VENV)/installed-dev
 	$(BIN)/python -m pytest benchmarks
 

@@ -38,6 +38,7 @@ def _variants(job, task, first):
         "default": bare(job),
         "channels_last off": bare(job, channels_last=False),
         other: bare(job, precision=dtype),
+        "products on": bare(job, products=True),
         "compile on": _timed_start(bare(job, compiled=True), first, "compile on"),
     }
     if task == "train":

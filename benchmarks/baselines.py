@@ -31,6 +31,7 @@ from torchvision.transforms import v2
 import engine
 from data.augment import Augment, Normalise
 from data.images import Images
+from models.convolution import use_products
 from models.networks import build_model
 from presets import Training
 from stages.device import settle_compute
@@ -113,23 +114,27 @@ def train_step(model, update, images, labels, precision, scaler=None):
 # --- bare ---------------------------------------------------------------------------------------
 
 
-def _fixed(job, channels_last, compiled):
+def _fixed(job, channels_last, compiled, products):
     """A network, one batch of normalised images, its labels: in the chosen memory format."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     images, labels = examples(job)
     images = torch.from_numpy(images[: job.batch_size]).to(job.device)
     images = Normalise(MEAN, STD, job.device)(images).contiguous(memory_format=memory_format)
     model = network(job, memory_format)
+    if products:
+        use_products(model)
     if compiled:
         model.compile()
     return model, images, torch.from_numpy(labels[: job.batch_size]).to(job.device)
 
 
-def train_bare(job, precision=None, channels_last=True, compiled=False, scaled=False, **kind):
-    """precision: a dtype, None for the job's;  scaled: the loss by a gradient scaler, for float16;
-    kind: see `optimizer`
+def train_bare(
+    job, precision=None, channels_last=True, compiled=False, products=False, scaled=False, **kind
+):
+    """precision: a dtype, None for the job's;  products: see models/convolution.py;  scaled: the
+    loss by a gradient scaler, for float16;  kind: see `optimizer`
     """
-    model, images, labels = _fixed(job, channels_last, compiled)
+    model, images, labels = _fixed(job, channels_last, compiled, products)
     update = optimizer(model, **kind)
     scaler = torch.amp.GradScaler(job.device.type) if scaled else None
     while True:
@@ -137,8 +142,8 @@ def train_bare(job, precision=None, channels_last=True, compiled=False, scaled=F
         yield len(images)
 
 
-def infer_bare(job, precision=None, channels_last=True, compiled=False):
-    model, images, _ = _fixed(job, channels_last, compiled)
+def infer_bare(job, precision=None, channels_last=True, compiled=False, products=False):
+    model, images, _ = _fixed(job, channels_last, compiled, products)
     model.eval()
     while True:
         with torch.inference_mode():  # not across the yield, which other ways run behind

@@ -28,11 +28,9 @@ def _rates(model, size, batch, *more):
     return ["throughput.py", *job, "--device", "cuda", *more]
 
 
-# command, limit in seconds: the rates first, then the whole preset, then what explains them
+# command, limit in seconds: the rates first, then what explains them
 RUNS = [
     *((_rates(*job, "--repeats", "2", "--seconds", "1.5"), 150) for job in _NETWORKS),
-    (["preset.py", "--device", "cuda"], 300),
-    *((_rates(*job, "--resources", "--seconds", "1.5"), 90) for job in _NETWORKS),
     (_rates("resnet50", 128, 512, "--switches", "--repeats", "2", "--seconds", "1"), 240),
     (_rates("resnet18-cifar", 32, 1024, "--switches", "--repeats", "2", "--seconds", "1"), 240),
 ]

@@ -15,23 +15,10 @@ import pytest
 import torch
 
 import engine
-from benchmarks import (
-    baselines,
-    gpu_check,
-    gpu_table,
-    kills,
-    load,
-    pool,
-    preset,
-    readers,
-    steps,
-    throughput,
-    timing,
-)
+from benchmarks import baselines, gpu_check, gpu_table, kills, pool, steps, throughput, timing
 from data.augment import Normalise
-from presets import PRESETS, Training
+from presets import Training
 
-pytest_plugins = "tests.conftest"  # the fixture digits_run
 JOB = baselines.Job("resnet8", 16, 4, torch.device("cpu"), torch.bfloat16)
 
 
@@ -174,28 +161,6 @@ def test_the_gpu_check_goes_on_where_the_last_booking_stopped(tmp_path, capfd):
     assert log.read_text() == "TSD"
 
 
-def test_the_sizes_of_a_preset_follow_from_its_numbers():
-    sizes = preset.sizes_of(PRESETS["cifar100"])
-    assert sizes == (100, 45_000, 5_000, 10_000, 150_000, 100_000)
-    assert preset.sizes_of(PRESETS["lab"]).pool == 50_000 - 2_500 - 2_000
-
-
-def test_a_preset_is_measured_by_its_stages(tmp_path):
-    file = tmp_path / "preset.json"
-    flags = "--preset demo --quick --epochs 3 --device cpu --json"
-    preset.main([*flags.split(), str(file)])
-    result = json.loads(file.read_text())
-    assert result["measured"]["teacher"]["examples"] == 40
-    assert all(minutes > 0 for minutes in result["minutes"].values())
-
-
-def test_threads_are_timed_beside_other_work(tmp_path):
-    file = tmp_path / "load.json"
-    load.main(["--quick", "--json", str(file)])
-    (row,) = json.loads(file.read_text())["rows"]
-    assert all(row[name] > 0 for name in load.LOADS)
-
-
 def test_step_2_is_timed_on_the_whole_pool(tmp_path):
     flags = ["--model", "resnet8", "--input-size", "8", "--images", "40", "--batch-size", "16"]
     bench = pool.Bench(pool.parse([*flags, "--device", "cpu"]), tmp_path)
@@ -239,12 +204,6 @@ def test_a_kill_at_a_rename_strikes_right_before_it_or_right_after(tmp_path, aft
     assert renamed == ({"new-1", "new-2"} if after else {"new-1"})
 
 
-def test_readers_read_or_refuse_whatever_a_file_holds(digits_run, tmp_path):
-    for name, reader in readers.readers(digits_run).items():
-        counts = readers.count(reader, tmp_path, 15)
-        assert counts["refused"] > 0, name
-
-
 def test_the_benchmark_ranks_as_the_slow_ways_do_and_writes_its_figures(tmp_path):
     script = Path(__file__).with_name("ranking.py")
     flags = ("--quick", "--batch", "512", "--json", tmp_path / "figures.json")
@@ -265,13 +224,3 @@ def test_the_benchmark_ranks_as_the_slow_ways_do_and_writes_its_figures(tmp_path
     assert merge["seconds_a_table"] > 0
     assert report["references"]["same_selection"] is True
     assert report["references"]["images_per_second"].keys() == {"ranking", "topk", "heaps", "sort"}
-
-
-def test_decoding_is_timed_by_kind(tmp_path):
-    program = Path(__file__).with_name("decode.py")
-    command = [sys.executable, program, "--quick", "--folder", tmp_path, "--json", tmp_path / "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    kinds = json.loads((tmp_path / "out").read_text())["kinds"]
-    (found,) = kinds.values()
-    assert min(found["median"].values()) > 0 and len(found["ratio"]) == 4

@@ -2,7 +2,6 @@
 
     python benchmarks/throughput.py --model resnet20 resnet50-cifar --json rates.json
     python benchmarks/throughput.py --model resnet20 --switches     # what each switch gives
-    python benchmarks/throughput.py --model resnet20 --resources    # memory, page faults, idle time
     python benchmarks/throughput.py --gpu-table --json table.json   # all of it, in ten minutes
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 python ...     # as an older laptop
 
@@ -20,7 +19,6 @@ Writes   with --json FILE: {model, input_size, batch_size, device, precision, th
 
 import argparse
 import gc
-import json
 import sys
 from pathlib import Path
 
@@ -28,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file fr
 
 import torch
 
-from benchmarks import ablations, baselines, gpu_table, resources, timing
+from benchmarks import ablations, baselines, gpu_table, timing
 from files import write_json
 from models.networks import MODELS
 from stages import flags
@@ -105,14 +103,6 @@ def switch_rows(job, args):
     return result, lines
 
 
-def resource_rows(job, args):
-    result = {task: resources.memory(job, task) for task in baselines.TASKS}
-    for task, found in result.items():
-        if job.device.type == "cuda":
-            found["idle_percent"] = resources.idle_percent(job, task, args.seconds)
-    return result, [f"  {task}: {json.dumps(found)}" for task, found in result.items()]
-
-
 def arguments(argv):
     parse = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -131,9 +121,6 @@ def arguments(argv):
     add("--quick", action="store_true", help="one turn of a step: does it run at all?")
     what = parse.add_mutually_exclusive_group()
     what.add_argument("--switches", action="store_true", help="the bare step's switches instead")
-    what.add_argument(
-        "--resources", action="store_true", help="memory, page faults, GPU idle share"
-    )
     what.add_argument("--gpu-table", action="store_true", help="everything for one GPU, 10 minutes")
     args = parse.parse_args(argv)
     if args.gpu_table and not args.json:
@@ -148,7 +135,7 @@ def main(argv=None):
     if args.gpu_table:
         return min(1, gpu_table.fill(args.json, resume=args.resume))
     device = set_up_device(args.device)
-    measure = switch_rows if args.switches else resource_rows if args.resources else rates
+    measure = switch_rows if args.switches else rates
     print(timing.machine(device))
     objects = []
     for name in args.model:

@@ -132,7 +132,7 @@ def _may_hide_its_range(content):
     """Whether the file is a TIFF, or a PNG or JPEG 2000 that declares more than 12 bits."""
     if content.startswith(_PNG):
         return content[24:25] == b"\x10"
-    # ISO/IEC 15444-1, A.5.1: 40 bytes after the SIZ marker stands the depth less one, then its sign.
+    # ISO/IEC 15444-1, A.5.1: the byte that holds the depth less one is 42 after the marker.
     if content.startswith((_JP2, _SIZ)):
         size = content.find(_SIZ)
         return size >= 0 and any(depth & 127 >= 12 for depth in content[size + 42 : size + 43])

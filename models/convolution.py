@@ -1,7 +1,7 @@
 """Convolutions that a CPU computes faster as a matrix product.
 
 oneDNN's convolutions are slow on small maps: they take more than half of a training step of
-ResNet-50 at 64 px.  `python benchmarks/ablations.py` measures what the product gains.
+ResNet-50 at 64 px.  `benchmarks/throughput.py --switches` has what the product gains.
 """
 
 import torch

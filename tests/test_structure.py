@@ -26,7 +26,7 @@ PLAN = {script: LIBRARY | {"stages", "report"} for script in SCRIPTS} | {
     "report": LIBRARY,
     "ranking": {"topk"},
     "topk": set(),
-    "engine": {"distributed"},
+    "engine": {"distributed", "models"},  # of models only the matrix products
     "data": {"distributed", "files", "models"},  # of models only the downloader, see below
     "models": set(),
     "presets": set(),
