@@ -1,8 +1,12 @@
 """Finished runs of the four steps, made once and tiny; what changes a run works on a copy."""
 
 import json
+import os
 import shutil
 import socket
+import sys
+import time
+import traceback
 from pathlib import Path
 
 import cv2
@@ -63,6 +67,42 @@ def run_step(stage, run, *flags):
 @pytest.fixture(scope="session")
 def step():
     return run_step
+
+
+class Fork:
+    """A copy of this process that runs one function, as a program without its imports' seconds.
+
+    log: the file that takes what it prints
+    """
+
+    def __init__(self, function, *args, log, environment=()):
+        self.log = log
+        log.write_text("")
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.environ.update(environment)
+                file = os.open(log, os.O_WRONLY | os.O_APPEND)
+                os.dup2(file, 1)
+                os.dup2(file, 2)
+                sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1, encoding="utf-8")
+                function(*args)
+                code = 0
+            except SystemExit as stop:
+                code = stop.code or 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)  # without pytest's own end
+
+    def wait(self):
+        """-> its exit code, negative for a signal"""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def wait_for_output(self):
+        while not self.log.stat().st_size:
+            time.sleep(0.02)
 
 
 def write_pictures(folder, count, seed, side=8):

@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import LATER, assert_same_training, result_of
+from conftest import LATER, Fork, assert_same_training, result_of
 
 import distributed
+import main
+import make_sample_data
+import student_train
 from data.augment import Augment, Normalise
 from engine import TrainState, fit
 from presets import Training
@@ -31,10 +34,21 @@ def launch(script, *flags, restarts=0):
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def finish(process):
-    out, error = process.communicate(timeout=240)
-    assert process.returncode == 0, error
-    return out
+def by_two(folder, function, *args):
+    """Call a function in two copies of this process that torchrun might have started; -> what the
+    first of them printed.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])}
+    copies = []
+    for rank in "01":
+        environment = where | {"RANK": rank, "WORLD_SIZE": "2"}
+        log = folder / f"rank-{rank}.log"
+        copies.append(Fork(function, *args, log=log, environment=environment))
+    codes = [copy.wait() for copy in copies]
+    assert codes == [0, 0], [copy.log.read_text() for copy in copies]
+    return copies[0].log.read_text()
 
 
 # --- joining --------------------------------------------------------------------------------------
@@ -98,21 +112,15 @@ def losses():
     return [(epoch["train_loss"], epoch["train_top1"]) for epoch in epochs]
 
 
-LOSSES = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-import distributed, test_distributed
-distributed.start()
-curve = test_distributed.losses()
-if distributed.is_first():
-    print(json.dumps([distributed.size(), curve]))
-"""
+def print_losses():
+    distributed.start()
+    curve = losses()
+    if distributed.is_first():
+        print(json.dumps([distributed.size(), curve]))
 
 
 def test_two_half_batches_give_the_loss_curve_of_one_whole_batch(tmp_path):
-    script = tmp_path / "losses.py"
-    script.write_text(LOSSES)
-    size, curve = json.loads(finish(launch(script, Path(__file__).parent)))
+    size, curve = json.loads(by_two(tmp_path, print_losses))
     assert size == 2
     assert np.allclose(curve, losses(), rtol=1e-5)
 
@@ -143,34 +151,23 @@ def test_torchrun_leaves_the_flags_behind_the_dashes_alone():
 
 # --- the four steps -----------------------------------------------------------------------------
 
-STEPS = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-import main, make_sample_data, student_train
-programs = {"main": main, "samples": make_sample_data, "student": student_train}
-for name, flags in json.loads(sys.argv[2]):
-    programs[name].main(flags)
-"""
-
 
 @pytest.fixture(scope="module")
 def two_processes(folder_run, folder_flags, tmp_path_factory):
     """The four stages, each by two processes, step 2 with the teacher of one process as well."""
     base = tmp_path_factory.mktemp("two")
-    (base / "steps.py").write_text(STEPS)
     where = ["--run-dir", str(base / "run"), "--device", "cpu"]
     chunk = ["--batch-size", "8"]  # five chunks for two processes
     lent = ["--run-dir", str(base / "lent"), "--teacher", str(folder_run / "teacher"), *chunk]
     batch = ["--batch-size", "6"]  # two images at least for each process, also of an odd batch
     steps = [
-        ("main", [*folder_flags, *where, *batch]),
-        ("samples", [*LATER["samples"], *where]),
-        ("student", [*LATER["student"], *where, *batch]),
-        ("main", ["--student-network", "True", *LATER["finetuned"], *where, *batch]),
-        ("samples", [*LATER["samples"], "--device", "cpu", *lent]),
+        (main, [*folder_flags, *where, *batch]),
+        (make_sample_data, [*LATER["samples"], *where]),
+        (student_train, [*LATER["student"], *where, *batch]),
+        (main, ["--student-network", "True", *LATER["finetuned"], *where, *batch]),
+        (make_sample_data, [*LATER["samples"], "--device", "cpu", *lent]),
     ]
-    out = finish(launch(base / "steps.py", ROOT, json.dumps(steps)))
-    return base, out
+    return base, by_two(base, lambda: [program.main(flags) for program, flags in steps])
 
 
 def test_the_four_steps_run_and_one_process_writes(two_processes, folder_run):
@@ -208,6 +205,15 @@ def test_two_processes_select_what_one_selects_byte_for_byte(
     assert result_of(tmp_path / "samples") == result_of(base / "lent" / "samples")
 
 
+STEPS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import main
+for flags in json.loads(sys.argv[2]):
+    main.main(flags)
+"""
+
+
 def test_two_stopped_or_killed_processes_go_on_together_to_the_same_bits(tmp_path, folder_flags):
     """The signal reaches them at different moments, and they have to stop at the same step."""
     flags = [*folder_flags, "--device", "cpu", "--batch-size", "6", "--epochs", "40"]
@@ -225,8 +231,7 @@ def test_two_stopped_or_killed_processes_go_on_together_to_the_same_bits(tmp_pat
     assert not (stopped / "teacher/result.json").exists()
 
     (tmp_path / "steps.py").write_text(STEPS)
-    steps = [("main", [*flags, "--run-dir", str(stopped), "--resume"])]
-    steps += [("main", [*flags, "--run-dir", str(whole)])]
+    steps = [[*flags, "--run-dir", str(stopped), "--resume"], [*flags, "--run-dir", str(whole)]]
     epochs = metrics.read_text().count("\n")
     process = launch(tmp_path / "steps.py", ROOT, json.dumps(steps), restarts=1)
     wait_for(lambda: metrics.read_text().count("\n") >= epochs + 3, process)

@@ -14,20 +14,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Fork
 
 import claims
 import study
+from claims import PIPELINE, before, labels_alone
 from data.labelled import load_labelled
 from presets import PRESETS
 from trials import runs as runs_module
 from trials import sizes as sizes_module
 from trials import work as work_module
 from trials.arms import Arm, Planner
+from trials.claim import Claim
 from trials.progress import Rates, Stop
 from trials.rows import COLUMNS, chain, read_rows, row_of, write_rows
 from trials.runs import Run
 from trials.sizes import ALL, LABELLED, Compute, Images, Share, Times, multiply_adds
-from trials.statistics import Table
+from trials.statistics import Difference, Table
 from trials.work import Place, Work, take_lock
 
 ROOT = Path(__file__).parents[1]
@@ -592,48 +595,46 @@ def test_rows_are_written_whole_and_in_one_order(tmp_path):
 
 # --- study.py as a whole ------------------------------------------------------------------------
 
-DRIVER = """
-import pathlib, sys
-sys.path.insert(0, {root!r})
-import study
-from claims import PIPELINE, Claim, before, labels_alone
-from presets import PRESETS, replace
-from trials.statistics import Difference
 
-def two(name):
+def two_claims(preset):
     rivals = [labels_alone(PIPELINE, 0.5), labels_alone(PIPELINE, 0.25)]
-    tests = {{"fine-tuning": Difference(0.5, PIPELINE, before(PIPELINE)),
-             "pipeline": Difference(0.5, PIPELINE, rivals)}}
-    return [Claim({{"x": PIPELINE}}, [test], seeds=4, name=name, words="It helps.", toy="toy")
-            for name, test in tests.items()]
+    tests = {
+        "fine-tuning": Difference(0.5, PIPELINE, before(PIPELINE)),
+        "pipeline": Difference(0.5, PIPELINE, rivals),
+    }
+    about = {"seeds": 4, "words": "It helps.", "toy": "toy"}
+    return [Claim({"x": PIPELINE}, [test], name=name, **about) for name, test in tests.items()]
 
-def tiny(name):
+
+def tiny(preset):
     demo = PRESETS["demo"]
-    short = {{"epochs": 1, "passes": 1}}
-    return replace(demo, input_size=8, labels_per_class=3, val_per_class=2, k=5,
-                   teacher=replace(demo.teacher, **short), student=replace(demo.student, **short),
-                   finetune=replace(demo.finetune, **short))
+    short = {"epochs": 1, "passes": 1}
+    trainings = {
+        name: replace(getattr(demo, name), **short) for name in ("teacher", "student", "finetune")
+    }
+    return replace(demo, input_size=8, labels_per_class=3, val_per_class=2, k=5, **trainings)
 
-study.claims, study.base, study.TUNING = two, tiny, 2
-if {pretend!r}:
-    study.ROOT = pathlib.Path({pretend!r})
-study.main()
-"""
+
+def run_study(words, pretend):
+    study.claims, study.base, study.TUNING = two_claims, tiny, 2
+    if pretend:
+        study.ROOT = pretend
+    study.main(words)
+
+
 WITHOUT_TIMES = [name for name in COLUMNS if name not in ("seconds", "commit")]
 
 
 @pytest.fixture
 def driver(tmp_path):
-    """driver(name, *flags, pretend=folder of pretended steps) -> arguments of subprocess."""
+    """driver(name, *flags, pretend=folder of pretended steps) starts study.py; -> Fork"""
 
-    def command(name, *more, pretend=""):
-        script = tmp_path / "driver.py"
-        script.write_text(DRIVER.format(root=str(ROOT), pretend=str(pretend)))
+    def start(name, *more, pretend=None):
         words = ["--preset", "demo", "--data-dir", tmp_path / "data", "--jobs", 2, *more]
         words += ["--runs-dir", tmp_path / name, "--results", tmp_path / name / "results"]
-        return [sys.executable, str(script), *map(str, words)]
+        return Fork(run_study, [*map(str, words)], pretend, log=tmp_path / f"{name}.log")
 
-    return command
+    return start
 
 
 def numbers(folder):
@@ -641,16 +642,16 @@ def numbers(folder):
         return [[row[name] for name in WITHOUT_TIMES] for row in csv.DictReader(file)]
 
 
-def run_killed(command, kills, seed):
-    """Run a command, killed at random `kills` times, until it is done."""
+def killed_at_random(start, kills, seed):
+    """Start a study, kill it at a random moment `kills` times, and let it come to its end."""
     rng = random.Random(seed)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for kill in range(kills):
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
-            process.stdout.readline()  # its runs are under way
-            time.sleep(rng.uniform(0, 2))
-            process.send_signal(signal.SIGKILL if kill % 2 else signal.SIGTERM)
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+        process = start()
+        process.wait_for_output()  # its runs are under way
+        time.sleep(rng.uniform(0, 2))
+        os.kill(process.pid, signal.SIGKILL if kill % 2 else signal.SIGTERM)
+        process.wait()
+    assert start().wait() == 0
 
 
 def test_a_row_of_another_machine_is_not_replaced_one_of_other_numbers_is(tmp_path, monkeypatch):
@@ -693,8 +694,8 @@ def test_an_arm_whose_row_there_is_is_not_run_again(tmp_path):
 @pytest.mark.slow
 def test_killed_at_random_it_ends_with_the_same_rows(tmp_path, driver, place):
     (place.root / "seconds").write_text("0.2")
-    run_killed(driver("whole", pretend=place.root), 0, 0)
-    run_killed(driver("killed", pretend=place.root), 2, seed=1)
+    assert driver("whole", pretend=place.root).wait() == 0
+    killed_at_random(lambda: driver("killed", pretend=place.root), 2, seed=1)
     rows = numbers(tmp_path / "killed")
     assert rows == numbers(tmp_path / "whole")
     # Four seeds of the pipeline's four steps, two of the loser among the rivals, four of the other.
@@ -709,7 +710,7 @@ def test_killed_at_random_it_ends_with_the_same_rows(tmp_path, driver, place):
 @pytest.mark.slow
 def test_the_real_steps_end_with_rows_that_hold_their_results(tmp_path, driver):
     """The four real steps, a second each on digits."""
-    run_killed(driver("real", "--claims", "fine-tuning", "--seeds", 1), 0, 0)
+    assert driver("real", "--claims", "fine-tuning", "--seeds", 1).wait() == 0
     rows = read_rows(tmp_path / "real/results/runs.csv")
     assert [row["step"] for row in rows] == ["teacher", "samples", "student", "finetuned"]
     table = Table(study.accuracies(rows, "demo"))
@@ -721,11 +722,10 @@ def test_the_real_steps_end_with_rows_that_hold_their_results(tmp_path, driver):
 
 
 @pytest.mark.slow
-def test_a_spent_budget_and_a_report_from_the_rows_alone(tmp_path, driver, place, capsys):
+def test_a_spent_budget_and_a_report_from_the_rows_alone(tmp_path, driver, place):
     (place.root / "seconds").write_text("2")
-    command = driver("some", pretend=place.root)
-    done = subprocess.run([*command, "--budget-minutes", "0.05"], capture_output=True, text=True)
-    assert done.returncode == 0 and "the same command goes on" in done.stdout
+    spent = driver("some", "--budget-minutes", "0.05", pretend=place.root)
+    assert spent.wait() == 0 and "the same command goes on" in spent.log.read_text()
     rows = numbers(tmp_path / "some")
     assert len(rows) < 22
     (tmp_path / "some/results").rename(tmp_path / "kept")
@@ -735,7 +735,7 @@ def test_a_spent_budget_and_a_report_from_the_rows_alone(tmp_path, driver, place
     page = tmp_path / "some/results/verdicts.md"
     before = page.read_text()
     page.unlink()
-    subprocess.run([*command, "--report"], check=True, capture_output=True)
+    assert driver("some", "--report", pretend=place.root).wait() == 0
     assert page.read_text() == before
 
 
