@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -72,21 +73,21 @@ def step():
 class Fork:
     """A copy of this process that runs one function, as a program without its imports' seconds.
 
-    log: the file that takes what it prints
+    log: the file that takes what it prints; its errors go to the file `self.errors` beside it
     """
 
     def __init__(self, function, *args, log, environment=()):
-        self.log = log
-        log.write_text("")
+        self.log, self.errors = log, log.with_suffix(".errors")
+        for file in (self.log, self.errors):
+            file.write_text("")
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
             try:
                 os.environ.update(environment)
-                file = os.open(log, os.O_WRONLY | os.O_APPEND)
-                os.dup2(file, 1)
-                os.dup2(file, 2)
-                sys.stdout = sys.stderr = os.fdopen(file, "w", buffering=1, encoding="utf-8")
+                for number, path in (1, self.log), (2, self.errors):
+                    os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), number)
+                sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
                 function(*args)
                 code = 0
             except SystemExit as stop:
@@ -102,7 +103,12 @@ class Fork:
 
     def wait_for_output(self):
         while not self.log.stat().st_size:
+            assert os.waitpid(self.pid, os.WNOHANG) == (0, 0), self.errors.read_text()
             time.sleep(0.02)
+
+    def kill(self, signum=signal.SIGKILL):
+        os.kill(self.pid, signum)
+        return self.wait()
 
 
 def write_pictures(folder, count, seed, side=8):

@@ -47,7 +47,7 @@ def by_two(folder, function, *args):
         log = folder / f"rank-{rank}.log"
         copies.append(Fork(function, *args, log=log, environment=environment))
     codes = [copy.wait() for copy in copies]
-    assert codes == [0, 0], [copy.log.read_text() for copy in copies]
+    assert codes == [0, 0], [copy.errors.read_text() for copy in copies]
     return copies[0].log.read_text()
 
 

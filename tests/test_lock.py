@@ -2,40 +2,32 @@
 
 import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
+from conftest import Fork
 
 from stages import program, training
 from stages.folder import LOCK, fcntl, only_writer, take_lock
 
-ROOT = Path(__file__).parents[1]
-
 pytestmark = pytest.mark.skipif(fcntl is None, reason="no locks on this system")
-
-HOLD = """
-import pathlib, sys, time
-from stages import program, training
-from stages.folder import take_lock
-lock = take_lock(pathlib.Path(sys.argv[1]))
-print("held", flush=True)
-time.sleep(60)
-"""
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that writes to tmp_path/run/teacher."""
-    command = [sys.executable, "-c", HOLD, str(tmp_path / "run/teacher" / LOCK)]
-    pipe, environment = subprocess.PIPE, os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=environment, stdout=pipe, text=True) as process:
-        assert process.stdout.readline() == "held\n"
-        yield process
+
+    def hold():
+        lock = take_lock(tmp_path / "run/teacher" / LOCK)
+        print("held")
+        time.sleep(60 if lock else 0)
+
+    process = Fork(hold, log=tmp_path / "holder.log")
+    process.wait_for_output()
+    yield process
+    with suppress(ProcessLookupError):  # a test may have killed it
         process.kill()
 
 
@@ -53,8 +45,7 @@ def test_a_second_writer_is_refused_and_told_of_the_first(
 
 @pytest.mark.usefixtures("quick")
 def test_the_lock_of_a_killed_process_blocks_nobody(holder, tmp_path, step, folder_flags):
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.wait()
+    holder.kill()
     run = tmp_path / "run"
     assert (run / "teacher" / LOCK).exists()
     assert step("teacher", run, *folder_flags, "--epochs 1") == 0

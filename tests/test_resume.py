@@ -3,21 +3,21 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same_training, metrics_of, result_of, words_of
+from conftest import Fork, assert_same_training, metrics_of, result_of, words_of
 
+import main
+import make_sample_data
 from presets import Training
-from stages import checkpoint, prepare, program, training
+from stages import checkpoint, lifetime, prepare, program, scoring, training
 from stages.folder import read_record
 
-ROOT = Path(__file__).parents[1]
 STAGES = ("teacher", "samples", "student", "finetuned")
 TRAINED = ("teacher", "student", "finetuned")
 
@@ -97,23 +97,21 @@ def test_a_selection_in_pieces_ends_with_the_same_bits(
     assert result_of(samples) == result_of(whole_selection)
 
 
-KILLED = """
-import os, signal, sys
-import make_sample_data
-from stages import flags, scoring
-scoring.SAVE_SECONDS, scoring._AHEAD = 0, 1
-add, calls = scoring.Selector.add, []
-def counted(self, *chunk):
-    calls.append(1)
-    if len(calls) == 3:
-        scoring.SAVE_SECONDS = 1e9  # the scores of what follows are written, the state is not
-    if len(calls) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return add(self, *chunk)
-scoring.Selector.add = counted
-flags.CHUNK = 4
-make_sample_data.main(sys.argv[1:])
-"""
+def killed_selection(words):
+    """Step 2 kills itself when the scores of two chunks more are written than its state knows of."""
+    scoring.SAVE_SECONDS, scoring._AHEAD = 0, 1
+    add, calls = scoring.Selector.add, count(1)
+
+    def counted(self, *chunk):
+        call = next(calls)
+        if call == 3:
+            scoring.SAVE_SECONDS = 1e9
+        if call == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return add(self, *chunk)
+
+    scoring.Selector.add = counted
+    make_sample_data.main(words)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
@@ -125,10 +123,9 @@ def test_a_selection_killed_in_the_middle_is_finished_by_resume(
     run = whole.with_name("killed")
     shutil.copytree(whole, run)
     assert step("samples", whole, *flags) == 0
-    command = [sys.executable, "-c", KILLED, *flags, "--run-dir", str(run), "--device", "cpu"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    words = [*flags, "--run-dir", str(run), "--device", "cpu"]
+    killed = Fork(killed_selection, words, log=run / "log")
+    assert killed.wait() == -signal.SIGKILL, killed.errors.read_text()
     samples = run / "samples"
     assert 0 < torch.load(samples / "resume.pt")["position"] < 36
     assert (samples / "scores-0.bin").stat().st_size // 16 > torch.load(samples / "resume.pt")[
@@ -141,21 +138,20 @@ def test_a_selection_killed_in_the_middle_is_finished_by_resume(
     assert not list(samples.glob("scores-*")) and not list(samples.glob("resume*"))
 
 
-KILLED_TRAINING = """
-import os, signal, sys
-import main
-from stages import lifetime, training
-training.LOOK_SECONDS = training.SAVE_SECONDS = -1  # a save after every step
-epoch = lifetime.StageLog.epoch
-def logged(self, metrics, images):
-    epoch(self, metrics, images)
-    if metrics["epoch"] == 2:
-        training.SAVE_SECONDS = 1e9  # the last save is of a step before this line
-    if metrics["epoch"] == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-lifetime.StageLog.epoch = logged
-main.main(sys.argv[1:])
-"""
+def killed_training(words):
+    """Step 1 kills itself after its third epoch; the last save is of a step in the second."""
+    training.SAVE_SECONDS = -1  # a save after every step
+    epoch = lifetime.StageLog.epoch
+
+    def logged(self, metrics, images):
+        epoch(self, metrics, images)
+        if metrics["epoch"] == 2:
+            training.SAVE_SECONDS = 1e9
+        if metrics["epoch"] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    lifetime.StageLog.epoch = logged
+    main.main(words)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGKILL")
@@ -163,10 +159,9 @@ def test_a_training_killed_between_two_saves_is_finished_by_resume(
     tmp_path, stage_flags, step, every_step
 ):
     flags = [*stage_flags["teacher"], "--epochs", "4", "--device", "cpu"]
-    command = [sys.executable, "-c", KILLED_TRAINING, *flags, "--run-dir", str(tmp_path / "killed")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    words = [*flags, "--run-dir", str(tmp_path / "killed")]
+    process = Fork(killed_training, words, log=tmp_path / "log")
+    assert process.wait() == -signal.SIGKILL, process.errors.read_text()
     killed = tmp_path / "killed" / "teacher"
     assert torch.load(killed / "resume.pt")["fit"]["epoch"] == 1
     assert [line["epoch"] for line in metrics_of(killed)] == [1, 2, 3]
@@ -355,19 +350,6 @@ def test_what_has_changed_around_a_resumed_stage_is_said_and_recorded(
 
 # --- real signals -------------------------------------------------------------------------------
 
-SLOWLY = """
-import engine, runpy, sys, time
-predict = engine.predict
-def slow(*arguments, **options):
-    for chunk in predict(*arguments, **options):
-        print("predicting", flush=True)
-        time.sleep(0.3)
-        yield chunk
-engine.predict = slow
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
 
 def test_a_resumed_stage_takes_up_its_number_of_threads(run_before, stage_flags, step, stop_after):
     run, flags, before = run_before("student"), stage_flags["student"], torch.get_num_threads()
@@ -381,31 +363,32 @@ def test_a_resumed_stage_takes_up_its_number_of_threads(run_before, stage_flags,
         torch.set_num_threads(before)
 
 
-def interrupt(signum, script, *flags):
-    """Run a script until it predicts, send it a signal; -> exit code, its stderr."""
-    command = [sys.executable, "-c", SLOWLY, ROOT / script, "--device", "cpu", *words_of(flags)]
-    process = subprocess.Popen(
-        list(map(str, command)),
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},  # as in conftest.py: threads change the sums
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        while process.stdout.readline() not in ("predicting\n", ""):
-            pass
-        process.send_signal(signum)
-        _, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    return process.returncode, error
+def slowly(program, words):
+    """A step that waits after every batch of a prediction."""
+    predict = training.predict
+
+    def slow(*arguments, **options):
+        for chunk in predict(*arguments, **options):
+            print("predicting")
+            time.sleep(0.3)
+            yield chunk
+
+    training.predict = scoring.predict = slow
+    program.main(words)
+
+
+def interrupt(signum, program, log, *flags):
+    """Run a step until it predicts, send it a signal; -> exit code, its errors."""
+    process = Fork(slowly, program, ["--device", "cpu", *words_of(flags)], log=log)
+    while "predicting" not in log.read_text():
+        time.sleep(0.02)
+    return process.kill(signum), process.errors.read_text()
 
 
 @pytest.mark.slow
 def test_sigterm_saves_a_training_that_resume_finishes(folder_run, tmp_path, stage_flags, step):
     run, flags = tmp_path / "run", (*stage_flags["teacher"], "--epochs 12")
-    code, error = interrupt(signal.SIGTERM, "main.py", "--run-dir", run, *flags)
+    code, error = interrupt(signal.SIGTERM, main, tmp_path / "log", "--run-dir", run, *flags)
     assert code == 143, error
     assert error.count("\n") == 1 and "SIGTERM" in error
     assert (run / "teacher" / "resume.pt").exists()
@@ -417,7 +400,7 @@ def test_sigterm_saves_a_training_that_resume_finishes(folder_run, tmp_path, sta
 @pytest.mark.slow
 def test_ctrl_c_saves_a_selection_that_resume_finishes(run_before, stage_flags, step, folder_run):
     run, flags = run_before("samples"), stage_flags["samples"]
-    code, error = interrupt(signal.SIGINT, "make_sample_data.py", "--run-dir", run, *flags)
+    code, error = interrupt(signal.SIGINT, make_sample_data, run / "log", "--run-dir", run, *flags)
     assert code == 130, error
     assert error.count("\n") == 1 and "SIGINT" in error
     assert (run / "samples" / "resume.pt").exists()

@@ -649,8 +649,7 @@ def killed_at_random(start, kills, seed):
         process = start()
         process.wait_for_output()  # its runs are under way
         time.sleep(rng.uniform(0, 2))
-        os.kill(process.pid, signal.SIGKILL if kill % 2 else signal.SIGTERM)
-        process.wait()
+        process.kill(signal.SIGKILL if kill % 2 else signal.SIGTERM)
     assert start().wait() == 0
 
 
