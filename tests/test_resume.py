@@ -98,7 +98,7 @@ def test_a_selection_in_pieces_ends_with_the_same_bits(
 
 
 def killed_selection(words):
-    """Step 2 kills itself when the scores of two chunks more are written than its state knows of."""
+    """Step 2 kills itself when it has written the scores of two chunks that its state lacks."""
     scoring.SAVE_SECONDS, scoring._AHEAD = 0, 1
     add, calls = scoring.Selector.add, count(1)
 
