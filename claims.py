@@ -155,11 +155,11 @@ def _iterations(settings, preset):
     alone = {x: Arm(f"{of} {x:g}", images[x], ends="teacher") for x in factors}
     rows = {f"pre-training x {Fraction(x)}": arm for x, arm in semi.items()}
     rows |= {f"labels alone x {Fraction(x)}": arm for x, arm in alone.items()}
-    short, usual, long = alone.values()
+    short, middle, long = alone.values()
     peak = {"part": "its rival has a peak", "ruled_out": "not reached"}
     tests = [Trend(1.0, *semi.values(), part="the student gains from more images")]
     tests += [Difference(0.5, short, semi[1 / 4], part="at the shortest it is below its rival")]
-    tests += [Difference(0.5, [short, usual], long, **peak)]
+    tests += [Difference(0.5, [short, middle], long, **peak)]
     return Claim(rows, tests)
 
 
@@ -385,10 +385,10 @@ def _teacher_strength(settings, preset):
     small, slow = {"input_size": settings.input_size}, {"learning_rate": 0.01}
     arms |= {kind: replace(arms[kind], student=small) for kind in lites}
     rows = {x: [arm, arm.but("fine-tuned at 0.01", finetuned=slow)] for x, arm in arms.items()}
-    weakest, own, *_, strongest = rows.values()
+    weakest, same_kind, *_, strongest = rows.values()
     tests = [Trend(1.0, *rows.values(), part="six teachers in order")]
     tests += [Difference(1.0, strongest, weakest, part="of the strongest, of the weakest")]
-    tests += [Difference(1.0, strongest, own, part="of the strongest, of its own kind")]
+    tests += [Difference(1.0, strongest, same_kind, part="of the strongest, of its own kind")]
     more = [Arm(f"teacher {x}", changes, ends="teacher") for x, changes in kinds.items() if changes]
     return Claim(rows, tests, more=(*more, TEACHER))
 

@@ -126,13 +126,13 @@ def settle_licence(wish, starts):
 
     Raises ValueError for a wish that allows a commercial use which one of the starts forbids.
     """
-    found = sorted({licence_of(start) for start in starts}, key=_strictness)
-    if wish and "-nc" not in wish and found and "-nc" in found[0]:
+    licences = sorted({licence_of(start) for start in starts}, key=_strictness)
+    if wish and "-nc" not in wish and licences and "-nc" in licences[0]:
         raise ValueError(
-            f"--licence {wish}: the training began with weights under {found[0]}, no commercial "
+            f"--licence {wish}: the training began with weights under {licences[0]}, no commercial "
             f"use; leave the flag out"
         )
-    return wish or (found[0] if found else "mit")
+    return wish or (licences[0] if licences else "mit")
 
 
 def write(content, stages, starts, licence, folder, form):

@@ -110,7 +110,7 @@ def _lives(process):
 
 
 def _last_change(path):
-    return max(one.stat().st_mtime for one in (path, *path.rglob("*")))
+    return max(file.stat().st_mtime for file in (path, *path.rglob("*")))
 
 
 def write_text(path, text):

@@ -68,8 +68,8 @@ def main(argv=None):
     with open_stage(folder, args.resume, args.overwrite) as stage:
         if stage:
             student = stage.parent("student", args.student) if args.student_network else None
-            own = {"weights": args.weights, "linear": args.linear, "member": args.member}
-            job = prepare_training(vars(args), stage, device, student, **own)
+            settings = {"weights": args.weights, "linear": args.linear, "member": args.member}
+            job = prepare_training(vars(args), stage, device, student, **settings)
             result = training.run(job, Board)
             print_summary(args, job, result)
 

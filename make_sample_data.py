@@ -17,11 +17,11 @@ TEXTS = {
     "teacher": "model.pt or its stage (default RUN/teacher), that of step 4 for a second round; "
     "several vote with the mean of their softmax",
     "unlabeled": "the pool: heldout, cifar10, tiny-imagenet, stl10, patches, a folder, or tar "
-    f"shards, several at once {flags.usual('unlabeled')}",
+    f"shards, several at once {flags.preset_values('unlabeled')}",
     "p": "the paper's P: best classes that an image may stand for; more where classes are short of "
-    f"it {flags.usual('p')}",
+    f"it {flags.preset_values('p')}",
     "k": "the paper's K: best images that a class keeps; more are more varied, more often wrong "
-    f"{flags.usual('k')}",
+    f"{flags.preset_values('k')}",
     "engine": "score tar shards, local or on s3://, gs://, hf://, on Ray Data, without a cache "
     "(docs/scaling.md)",
     "scores": "rank these scores in place of the teacher's: Parquet files of image, label, score; "
@@ -173,9 +173,9 @@ def show(job, board, rows, histogram):
     pool, guard = job.pool, job.pool.guard
     board.selection(rows, pool.images, histogram, job.teacher.classes, job.config["k"])
     pairs = [
-        (position, found.match, found.similarity, guard.subset_of(found))
-        for position, found in pool.duplicates.items()
-        if found.similarity is not None
+        (position, duplicate.match, duplicate.similarity, guard.subset_of(duplicate))
+        for position, duplicate in pool.duplicates.items()
+        if duplicate.similarity is not None
     ]
     if guard:
         board.near_duplicates(pairs, pool.images, guard.images)

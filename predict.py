@@ -99,7 +99,7 @@ def find_images(arguments):
 
     Raises FileNotFoundError for an argument that leads to no image.
     """
-    found = []
+    images = []
     for argument in map(os.path.expanduser, arguments):
         if os.path.isdir(argument):
             names = list_folder(argument).names
@@ -113,8 +113,8 @@ def find_images(arguments):
                 f"{argument}: no such image, no folder that holds any and no pattern that matches "
                 f"any; name another"
             )
-        found += paths
-    return found
+        images += paths
+    return images
 
 
 # --- the network --------------------------------------------------------------------------------
@@ -143,9 +143,12 @@ def own_classifier(path, device):
                 f"name another --checkpoint, or a published model (--hub resnet50_swsl)"
             )
         file = path / "model.pt"
-    own = checkpoint.load_model(file, device)
-    fit, normalise = partial(square, size=own.input_size), Normalise(own.mean, own.std, device)
-    return Classifier(f"{own.name} of {path}", own.model, own.classes, fit, normalise)
+    trained = checkpoint.load_model(file, device)
+    fit, normalise = (
+        partial(square, size=trained.input_size),
+        Normalise(trained.mean, trained.std, device),
+    )
+    return Classifier(f"{trained.name} of {path}", trained.model, trained.classes, fit, normalise)
 
 
 def published_classifier(name, device):
@@ -191,9 +194,9 @@ def classify(classifier, paths, topk, batch_size):
         for path in batch:
             if path in best and not all(math.isfinite(p) for _, p in best[path]):
                 errors[path] = f"{classifier.name} gives numbers that are not finite"
-            found = pictures.get(path), best.get(path), errors.get(path)
+            outcome = pictures.get(path), best.get(path), errors.get(path)
             truth = named.get(printable(Path(path).parent.name))
-            yield Prediction(printable(path), *found, truth)
+            yield Prediction(printable(path), *outcome, truth)
 
 
 def in_time(work, *arguments):
@@ -208,12 +211,12 @@ def in_time(work, *arguments):
 
     threading.Thread(target=answer, daemon=True).start()
     try:
-        found, error = answers.get(timeout=SECONDS)
+        result, error = answers.get(timeout=SECONDS)
     except queue.Empty:
         raise Unreadable(f"takes longer than {SECONDS} s to decode") from None
     if error:
         raise error
-    return found
+    return result
 
 
 def best_classes(classifier, pictures, topk):

@@ -68,13 +68,13 @@ class Training:
             small = [(int(size), float(share)) for size, share in pairs]
         except ValueError:
             small = [(0, 0.0)]
-        rest = 1 - sum(share for _, share in small)
-        if any(not (8 <= size < input_size and share > 0) for size, share in small) or rest <= 0:
+        last = 1 - sum(share for _, share in small)
+        if any(not (8 <= size < input_size and share > 0) for size, share in small) or last <= 0:
             raise ValueError(
                 f"--resize {self.resize}: must be SIZE:SHARE,..., each size from 8 to below the "
                 f"input size {input_size}, the shares above 0 and below 1 in all"
             )
-        return [*small, (input_size, rest)]
+        return [*small, (input_size, last)]
 
 
 @dataclass(frozen=True)

@@ -60,9 +60,9 @@ def main(argv=None):
     with open_stage(flags.run_dir(args) / "student", args.resume, args.overwrite) as stage:
         if stage:
             samples = stage.parent("samples", args.selection)
-            own = {"soft_labels": args.soft_labels, "joint": args.joint}
-            examples = partial(read_examples, samples, specs=args.unlabeled, **own)
-            job = prepare_training(vars(args), stage, device, samples, examples, **own)
+            settings = {"soft_labels": args.soft_labels, "joint": args.joint}
+            examples = partial(read_examples, samples, specs=args.unlabeled, **settings)
+            job = prepare_training(vars(args), stage, device, samples, examples, **settings)
             result = training.run(job, Board)
             print_summary(args, job, samples, result)
 

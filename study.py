@@ -44,8 +44,8 @@ def parse(argv):
         if not all(word.partition("=")) or not args.cluster:
             parser.error(f"argument --slurm {word}: give KEY=VALUE, and --cluster slurm")
     args.runs_dir = args.runs_dir or Path("runs/study") / args.preset
-    usual = {"study": Path("results"), "demo": args.runs_dir}
-    args.results = args.results or usual.get(args.preset, Path("results") / args.preset)
+    folders = {"study": Path("results"), "demo": args.runs_dir}
+    args.results = args.results or folders.get(args.preset, Path("results") / args.preset)
     return args
 
 
@@ -84,7 +84,7 @@ def main(argv=None):
             # The page has all claims, since p values are corrected over the whole preset.
             judged = write_page(args.results, args.preset, claims(args.preset), rows, TUNING)
             asked = {claim.name for claim in study.claims}
-            print_verdicts([one for one in judged if one.claim.name in asked])
+            print_verdicts([result for result in judged if result.claim.name in asked])
     except (ValueError, OSError) as error:
         print(f"study.py: {error}", file=sys.stderr)
         code = 2
@@ -159,12 +159,12 @@ class Study:
             for last in (self.planner.run(arm, seed) for seed in seeds):
                 ends.setdefault(last.key, []).append(arm)
                 runs |= {run.key: run for run in last.chain()}
-        found = {(row["key"], row["precision"]): row for row in old if row["key"] in runs}
+        mine = {(row["key"], row["precision"]): row for row in old if row["key"] in runs}
         for key, run in runs.items():
             row = self._row(run)
-            if row and found.get((key, row["precision"]), {}).get("identity") != row["identity"]:
-                found[key, row["precision"]] = row
-        for (key, _), row in found.items():
+            if row and mine.get((key, row["precision"]), {}).get("identity") != row["identity"]:
+                mine[key, row["precision"]] = row
+        for (key, _), row in mine.items():
             arms = sorted(ends.get(key, ()))
             claims = dict.fromkeys(claim for arm in arms for claim in self.registered[arm])
             rows.append(row | {"arms": "; ".join(arms), "registered": "; ".join(claims)})

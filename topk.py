@@ -186,9 +186,9 @@ class TopK:
         step = max(1, self.BLOCK // max(1, width))
         for first in range(0, groups, step):
             columns = [column[first : first + step] for column in other.table.values()]
-            taken = columns[0] != EMPTY
-            key, label, score = (column[taken] for column in columns)
-            self.add(taken.nonzero()[:, 0] + first, *unpack_key(key), label, score)
+            filled = columns[0] != EMPTY
+            key, label, score = (column[filled] for column in columns)
+            self.add(filled.nonzero()[:, 0] + first, *unpack_key(key), label, score)
 
     def cut(self, k):
         """Keep the `k` best of each group, of those that are there now."""
@@ -204,8 +204,8 @@ class TopK:
         are within a label, also where one group holds several labels.
         """
         self._flush()
-        taken = self.table["key"] != EMPTY
-        key, label, score = (column[taken].cpu() for column in self.table.values())
+        filled = self.table["key"] != EMPTY
+        key, label, score = (column[filled].cpu() for column in self.table.values())
         by_key = key.argsort(descending=True)
         order = by_key[label[by_key].argsort(stable=True)]
         key, label, score = key[order], label[order].long(), score[order]

@@ -149,9 +149,9 @@ def _is_damaged(block):
 
     def same(first):
         part = slice(first, first + step)
-        found = checksums(images[part].numpy())
+        sums = checksums(images[part].numpy())
         images.release_pages()
-        return np.array_equal(found, block.checksums[part])
+        return np.array_equal(sums, block.checksums[part])
 
     with ThreadPoolExecutor(cores()) as pool:
         return not all(pool.map(same, range(0, len(block.checksums), step)))

@@ -90,8 +90,8 @@ def decode(content, size=None):
     if len(content) > MAX_FILE_BYTES:
         raise Unreadable(f"file larger than {MAX_FILE_BYTES} bytes")
     if not _MAGIC.match(content):
-        found = [name for name, magic in _OTHERS.items() if re.match(magic, content, re.DOTALL)]
-        raise Unreadable(f"{found[0]}, which is not read" if found else "not an image")
+        kinds = [name for name, magic in _OTHERS.items() if re.match(magic, content, re.DOTALL)]
+        raise Unreadable(f"{kinds[0]}, which is not read" if kinds else "not an image")
     if content.startswith(_PNG) and b"acTL" in content[:4096]:
         content = _first_frame(content)
     if (pnm := _PNM.match(content)) and int(pnm[4]) != 255:

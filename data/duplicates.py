@@ -88,7 +88,7 @@ class LeakGuard:
         readable = np.ones(len(checksums), bool)
         readable[list(skip)] = False
         exact, others = (np.flatnonzero(here & readable) for here in (match >= 0, match < 0))
-        found = [Duplicate(int(i), int(match[i]), None) for i in exact]
+        duplicates = [Duplicate(int(i), int(match[i]), None) for i in exact]
         if self._index is None:
             self._index = _Index(self.images)
         bar = tqdm(total=len(others), desc="leak guard", unit="image", disable=None, leave=False)
@@ -96,12 +96,12 @@ class LeakGuard:
             for start in range(0, len(others), CHUNK):
                 chunk = others[start : start + CHUNK]
                 similarity, match = self._index.nearest(images[torch.from_numpy(chunk)].numpy())
-                found += [
+                duplicates += [
                     Duplicate(int(chunk[i]), int(match[i]), round(float(similarity[i]), 4))
                     for i in np.flatnonzero(similarity >= self._index.threshold)
                 ]
                 bar.update(len(chunk))
-        return sorted(found)
+        return sorted(duplicates)
 
 
 class _Index:
@@ -112,16 +112,16 @@ class _Index:
 
         self.images = images
         chunks = (images[first : first + CHUNK] for first in range(0, len(images), CHUNK))
-        found = [_thumbnails(_resize(chunk.numpy(), 8)) for chunk in chunks]
-        thumbnails, contrast = zip(*found, strict=True)
+        pairs = [_thumbnails(_resize(chunk.numpy(), 8)) for chunk in chunks]
+        thumbnails, contrast = zip(*pairs, strict=True)
         self.thumbnails = np.concatenate(thumbnails)
         self.flat = np.flatnonzero(np.concatenate(contrast) < FLAT)
         self.neighbours = NearestNeighbors(algorithm="brute").fit(self.thumbnails)
         if len(self.flat):
             flat = _resize(self._pixels(self.flat), 8).reshape(len(self.flat), -1)
             self.colours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(flat)
-        some = np.sort(np.random.RandomState(0).permutation(len(images))[:1000])
-        alike = self.nearest(self._pixels(some), own=some)[0] >= NEAR
+        sample = np.sort(np.random.RandomState(0).permutation(len(images))[:1000])
+        alike = self.nearest(self._pixels(sample), own=sample)[0] >= NEAR
         self.threshold = STRICT if alike.mean() > SELF_SIMILAR else NEAR
 
     def _pixels(self, index):

@@ -36,7 +36,7 @@ class Images:
     def joined(cls, *several):
         """Several Images, all on the CPU, as one."""
         tensors = [tensor for images in several for tensor in images.tensors]
-        maps = [one for images in several for one in images.maps]
+        maps = [file for images in several for file in images.maps]
         if all(images.chosen is None for images in several):
             return cls(tensors, maps=maps)
         starts = accumulate((int(images._starts[-1]) for images in several), initial=0)
@@ -89,8 +89,8 @@ class Images:
         It keeps them as long as it has room for them, so that reading them again costs little.
         """
         if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
-            for one in self.maps:
-                one.madvise(mmap.MADV_DONTNEED)
+            for file in self.maps:
+                file.madvise(mmap.MADV_DONTNEED)
 
     def to(self, device):
         """These images on `device`; an image that stands here several times is copied once.

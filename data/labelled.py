@@ -49,8 +49,8 @@ class LabelledImages:
 
     def subset(self, index):
         """Those at `index` (M,) int64, in that order; no image is copied."""
-        rest = (a[index.numpy()] for a in (self.names, self.pixel_hashes, self.checksums))
-        return LabelledImages(self.images.subset(index), self.labels[index], *rest)
+        columns = (a[index.numpy()] for a in (self.names, self.pixel_hashes, self.checksums))
+        return LabelledImages(self.images.subset(index), self.labels[index], *columns)
 
 
 @dataclass(frozen=True)
@@ -203,10 +203,10 @@ def _checked_classes(name, places, expected):
     """The class names of train, sorted, once they and those of the other folders make sense."""
     train = class_folders(places["train"])
     for subset, place in places.items():
-        found, place = class_folders(place), str(place)
-        if subset != "val" and expected is not None and len(found) != expected:
+        folders, place = class_folders(place), str(place)
+        if subset != "val" and expected is not None and len(folders) != expected:
             raise ValueError(
-                f"{place!r} has {len(found)} class folders, {name} has {expected}; "
+                f"{place!r} has {len(folders)} class folders, {name} has {expected}; "
                 "complete it, or move it away to have the official archive downloaded"
             )
         if subset == "train" and len(train) < 2:
@@ -214,14 +214,16 @@ def _checked_classes(name, places, expected):
                 f"{place!r} has {len(train)} class folder(s); put images of at least "
                 "2 classes there, one folder each"
             )
-        if not found:
+        if not folders:
             raise ValueError(f"{place!r} has no class folders; put {subset} images there")
-        if len({_nfc(c) for c in found}) < len(found):
-            twice = next(c for c in found if [_nfc(other) for other in found].count(_nfc(c)) > 1)
+        if len({_nfc(c) for c in folders}) < len(folders):
+            twice = next(
+                c for c in folders if [_nfc(other) for other in folders].count(_nfc(c)) > 1
+            )
             raise ValueError(
                 f"{place!r} has the class {twice!r} twice, in two Unicode forms; merge the folders"
             )
-        if strangers := sorted({_nfc(c) for c in found} - {_nfc(c) for c in train}):
+        if strangers := sorted({_nfc(c) for c in folders} - {_nfc(c) for c in train}):
             shown = ", ".join(map(repr, strangers[:5]))
             raise ValueError(
                 f"{place!r} has classes that train lacks: {shown}; rename or remove them"
@@ -242,7 +244,7 @@ def _joined(train, val):
         Images.joined(train.images, val.images),
         torch.cat([train.labels, val.labels]),
         *(
-            np.concatenate([getattr(one, name) for one in (train, val)])
+            np.concatenate([getattr(part, name) for part in (train, val)])
             for name in ("names", "pixel_hashes", "checksums")
         ),
     )
@@ -258,13 +260,13 @@ def _from_cache(cache, labels, names):
     blocks, unreadable = cache.open()
     if unreadable:
         position, reason = next(iter(unreadable.items()))
-        found = (
+        message = (
             f"{cache.name}: {len(unreadable)} of {len(labels)} labelled images cannot be read, "
             f"the first is {str(names[position])!r} ({reason})"
         )
         if len(unreadable) > MAX_UNREADABLE * len(labels):
-            raise ValueError(f"{found}; replace or remove them")
-        warnings.warn(f"{found}; left out", stacklevel=2)
+            raise ValueError(f"{message}; replace or remove them")
+        warnings.warn(f"{message}; left out", stacklevel=2)
     whole = LabelledImages(
         Images.of(*(block.images for block in blocks)),
         torch.from_numpy(labels),
@@ -363,5 +365,5 @@ def tagged(pool, seed):
     inputs = {"kind": "tags", **{source.name: source.inputs for source in pool.sources}}
     name = f"tags of {', '.join(source.name for source in pool.sources)}"
     inputs |= {"pixels": pixels}
-    found = LabelledSet(name, tuple(classes.tolist()), whole, whole.subset(test), inputs)
-    return found, Split(train, val, heldout=train[:0])
+    labelled = LabelledSet(name, tuple(classes.tolist()), whole, whole.subset(test), inputs)
+    return labelled, Split(train, val, heldout=train[:0])

@@ -225,7 +225,7 @@ def _look_into(folder, prefix, linked):
     """(path, os.DirEntry, linked) of the files and folders (path/) in a folder, sorted by path."""
     try:
         with os.scandir(folder) as entries:
-            found = [
+            inside = [
                 (prefix + entry.name + b"/" * _is_folder(entry), entry, linked)
                 for entry in entries
                 if not is_hidden(entry.name)
@@ -233,7 +233,7 @@ def _look_into(folder, prefix, linked):
     except OSError as error:
         shown = os.fsdecode(folder)
         raise ValueError(f"cannot list the folder {shown!r}: {error.strerror}") from None
-    return iter(sorted(found, key=lambda triple: triple[0]))
+    return iter(sorted(inside, key=lambda triple: triple[0]))
 
 
 def _examine(name, entry):

@@ -140,15 +140,15 @@ class Pool:
 
     def positions(self, names):
         """The position of every name: int64 (M,).  Raises ValueError for one that is not there."""
-        wanted, found = set(names), {}
+        wanted, places = set(names), {}
         for position in range(len(self)):
             name = self.name_of(position)
             # An unreadable entry may repeat a name: a second member of an archive.
-            if name in wanted and (name not in found or position not in self.unreadable):
-                found[name] = position
-        if missing := wanted - found.keys():
+            if name in wanted and (name not in places or position not in self.unreadable):
+                places[name] = position
+        if missing := wanted - places.keys():
             raise ValueError(f"there is no image {min(missing)!r} in the pools")
-        return np.array([found[name] for name in names])
+        return np.array([places[name] for name in names])
 
     def check_pixels(self, positions, digest):
         """Raises ValueError unless `pixel_digest` of the entries is the one given; None for any."""
@@ -167,14 +167,17 @@ class Pool:
 
         guard: LeakGuard.  Several processes each look through a part of the pool.
         """
-        self.guard, own = guard, {}
+        self.guard, duplicates = guard, {}
         blocks = list(self._blocks())
         for first, last, sums in blocks[distributed.rank() :: distributed.size()]:
             skip = np.flatnonzero(~_outside(self._skipped, first, last)).tolist()
             images = self.images.subset(torch.arange(first, last))
-            own |= {first + found.position: found for found in guard.find(images, sums, skip)}
+            duplicates |= {
+                first + duplicate.position: duplicate
+                for duplicate in guard.find(images, sums, skip)
+            }
             self.release_pages()
-        for part in distributed.gathered(own):
+        for part in distributed.gathered(duplicates):
             self.duplicates |= part
         self.duplicates = dict(sorted(self.duplicates.items()))
         skipped = self.unreadable.keys() | self.duplicates.keys()
@@ -187,16 +190,16 @@ class Pool:
     def skipped(self):
         """Yields (position, reason) of every unreadable entry and every duplicate, by position."""
         for position in self._skipped.tolist():
-            found = self.duplicates.get(position)
-            yield position, self.guard.reason(found) if found else self.unreadable[position]
+            duplicate = self.duplicates.get(position)
+            yield position, self.guard.reason(duplicate) if duplicate else self.unreadable[position]
 
     def count_skipped(self):
         """How many entries are skipped, by kind: a dict for result.json."""
         counts = {"unreadable": len(self.unreadable)}
         counts |= {kind: dict.fromkeys(SUBSETS, 0) for kind in ("duplicate", "near_duplicate")}
-        for found in self.duplicates.values():
-            kind = "duplicate" if found.similarity is None else "near_duplicate"
-            counts[kind][self.guard.subset_of(found)] += 1
+        for duplicate in self.duplicates.values():
+            kind = "duplicate" if duplicate.similarity is None else "near_duplicate"
+            counts[kind][self.guard.subset_of(duplicate)] += 1
         return counts
 
     def scorable(self, first, last):
@@ -241,7 +244,7 @@ class Pool:
     def check_tags(self, classes):
         """Raises ValueError when no folder is named after a class, or one after two."""
         tags = [self.tags(classes, first, last) for first, last, _ in self._blocks()]
-        if not any((some >= 0).any() for some in tags):
+        if not any((truth >= 0).any() for truth in tags):
             raise ValueError(f"no folder of the pool is named after a class such as {classes[0]!r}")
         if len(two := np.flatnonzero(np.concatenate(tags) == -2)):
             raise ValueError(
@@ -251,12 +254,12 @@ class Pool:
 
     def checksums(self, positions):
         """`checksums` of the entries at `positions` (M,), ascending: uint8 (M, 16)."""
-        found = [np.empty((0, 16), np.uint8)]
+        parts = [np.empty((0, 16), np.uint8)]
         for first, last, sums in self._blocks():
             low, high = np.searchsorted(positions, [first, last])
             if low < high:
-                found.append(sums[positions[low:high] - first])
-        return np.concatenate(found)
+                parts.append(sums[positions[low:high] - first])
+        return np.concatenate(parts)
 
     def count_copies(self):
         """How many readable entries have the same pixels, as resized, as an earlier one."""

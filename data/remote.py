@@ -50,20 +50,20 @@ class Shards:
             )
         self.urls, self.names, self.sources = [], [], []
         for spec in specs:
-            found = _find(spec)
-            folder = posixpath.commonpath([posixpath.dirname(path) for path in found])
-            own = posixpath.basename(posixpath.dirname(next(iter(found))))
-            if len(found) == 1 and posixpath.basename(spec) in map(posixpath.basename, found):
-                own = posixpath.basename(spec)[:-4]
-            taken, name, number = {source.name for source in self.sources}, own, 1
+            files = _find(spec)
+            folder = posixpath.commonpath([posixpath.dirname(path) for path in files])
+            folder_name = posixpath.basename(posixpath.dirname(next(iter(files))))
+            if len(files) == 1 and posixpath.basename(spec) in map(posixpath.basename, files):
+                folder_name = posixpath.basename(spec)[:-4]
+            taken, name, number = {source.name for source in self.sources}, folder_name, 1
             while name in taken:
-                name, number = f"{own}-{number + 1}", number + 1
-            inside = [posixpath.relpath(path, folder) for path in found]
-            self.urls += [url for url, _ in found.values()]
+                name, number = f"{folder_name}-{number + 1}", number + 1
+            inside = [posixpath.relpath(path, folder) for path in files]
+            self.urls += [url for url, _ in files.values()]
             self.names += [f"{name}/{shard}" for shard in inside]
-            sizes = zip(inside, (size for _, size in found.values()), strict=True)
+            sizes = zip(inside, (size for _, size in files.values()), strict=True)
             digest = hashlib.sha256(repr(list(sizes)).encode()).hexdigest()
-            inputs = {"kind": "shards", "path": spec, "digest": digest, "entries": len(found)}
+            inputs = {"kind": "shards", "path": spec, "digest": digest, "entries": len(files)}
             self.sources.append(Source(name, Names([]), inputs, spec=spec))
 
     def __len__(self):
@@ -77,18 +77,18 @@ def _find(spec):
             f"--unlabeled {spec}: --engine ray reads uncompressed tar shards (*.tar, local or on "
             f"s3://, gs://, hf://); score other pools without --engine"
         )
-    found = {}
-    for one in numbered(spec):
-        fs, path = url_to_fs(os.path.expanduser(one))
-        if not found and one != spec:
+    files = {}
+    for pattern in numbered(spec):
+        fs, path = url_to_fs(os.path.expanduser(pattern))
+        if not files and pattern != spec:
             fs.ls(posixpath.dirname(path))  # an object store then knows the sizes of all
-        some = fs.glob(path, detail=True) if set("*?[") & set(path) else {path: fs.info(path)}
-        if not some:
+        infos = fs.glob(path, detail=True) if set("*?[") & set(path) else {path: fs.info(path)}
+        if not infos:
             raise FileNotFoundError(
-                f"no tar shard matches {one!r}; check the path, quote the pattern"
+                f"no tar shard matches {pattern!r}; check the path, quote the pattern"
             )
-        found |= {path: (fs.unstrip_protocol(path), info["size"]) for path, info in some.items()}
-    return dict(sorted(found.items(), key=lambda pair: os.fsencode(pair[0])))
+        files |= {path: (fs.unstrip_protocol(path), info["size"]) for path, info in infos.items()}
+    return dict(sorted(files.items(), key=lambda pair: os.fsencode(pair[0])))
 
 
 @contextmanager
@@ -131,17 +131,17 @@ def locate(names, shards):
 
     Raises ValueError for a name that is in none of the Shards.
     """
-    wanted, found, urls = set(names), {}, dict(zip(shards.names, shards.urls, strict=True))
+    wanted, rows, urls = set(names), {}, dict(zip(shards.names, shards.urls, strict=True))
     holding = sorted({name[: name.find(".tar/") + 4] for name in wanted} & urls.keys())
     for shard in tqdm(holding, desc="find images", unit="shard", disable=None):
         with local_copy(urls[shard]) as path:
             listing, cut = list_tars([path]), len(posixpath.basename(path))
             here = [i for i, name in enumerate(listing.names) if shard + name[cut:] in wanted]
             members = members_of(path, listing, here, urls[shard], shard)
-            found |= {member[0]: member for member in members}
-    if missing := wanted - found.keys():
+            rows |= {member[0]: member for member in members}
+    if missing := wanted - rows.keys():
         raise ValueError(f"there is no image {min(missing)!r} in the pools; see --unlabeled")
-    return [found[name] for name in names]
+    return [rows[name] for name in names]
 
 
 def write_members(path, members):
@@ -163,9 +163,9 @@ def selected_pool(config, folder, cache_dir):
         for name, *where in islice(csv.reader(file), 1, None):
             source, _, inside = name.partition("/")
             members.setdefault(source, []).append((inside, *where))
-    for name, own in members.items():
-        inputs, names = config["pools"][name], Names(inside for inside, *_ in own)
-        cache = Cache(cache_dir, "selected", _Members(own, size), None, size)
+    for name, rows in members.items():
+        inputs, names = config["pools"][name], Names(inside for inside, *_ in rows)
+        cache = Cache(cache_dir, "selected", _Members(rows, size), None, size)
         sources.append(Source(name, names, inputs, cache=cache, spec=inputs["spec"]))
         sources[-1].open()
     return Pool(sources)

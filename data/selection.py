@@ -156,11 +156,11 @@ def write_scores(path, names, scorable, files):
 
 def _write_csv(path, header, rows):
     with whole_file(path) as partial, open(partial, "w", newline="", encoding="utf-8") as file:
-        usual = csv.writer(file, lineterminator="\n")
+        plain = csv.writer(file, lineterminator="\n")
         quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        usual.writerow(header)
+        plain.writerow(header)
         for row in rows:  # `usual` leaves a carriage return unquoted, which ends a line for readers
-            (quoted if any("\r" in str(field) for field in row) else usual).writerow(row)
+            (quoted if any("\r" in str(field) for field in row) else plain).writerow(row)
 
 
 def export(folder, classes, pictures, label, rank):

@@ -177,13 +177,13 @@ def _of_folder(name, folder, where, size):
 def _tars(spec, where, size):
     path = os.path.expanduser(spec)
     shards = [path] if os.path.isfile(path) else []
-    for one in () if shards else numbered(path):
-        found = [p for p in glob.glob(_literal_folder(one)) if os.path.isfile(p)]
-        if not found:
+    for pattern in () if shards else numbered(path):
+        paths = [p for p in glob.glob(_literal_folder(pattern)) if os.path.isfile(p)]
+        if not paths:
             raise FileNotFoundError(
-                f"no tar shard matches {one!r}; check the path, quote the pattern"
+                f"no tar shard matches {pattern!r}; check the path, quote the pattern"
             )
-        shards += found
+        shards += paths
     name = (
         Path(path.rpartition(".t")[0]).name
         if shards == [path]
@@ -194,10 +194,10 @@ def _tars(spec, where, size):
 
 def numbered(path):
     """webdataset's {000000..000009} as the ten paths it stands for."""
-    found = re.fullmatch(r"(.*)\{(\d{1,18})\.\.(\d{1,18})\}(.*)", path)
-    if not found:
+    match = re.fullmatch(r"(.*)\{(\d{1,18})\.\.(\d{1,18})\}(.*)", path)
+    if not match:
         return [path]
-    before, first, last, after = found.groups()
+    before, first, last, after = match.groups()
     if (count := int(last) - int(first) + 1) > MAX_SHARDS:
         raise ValueError(f"{path!r} names {count:,} shards; give at most {MAX_SHARDS:,} at a time")
     return [f"{before}{n:0{len(first)}}{after}" for n in range(int(first), int(last) + 1)]

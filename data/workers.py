@@ -289,7 +289,7 @@ class _Crew:
             answers = [self._alone(task, i) for i in range(len(task["sources"]))]
         checksums, hashes, reasons = zip(*answers, strict=True)
         hashes = np.concatenate(hashes) if task["hashes"] else None
-        reasons = {i: reason for i, own in enumerate(reasons) for reason in own.values()}
+        reasons = {i: reason for i, by_image in enumerate(reasons) for reason in by_image.values()}
         return np.concatenate(checksums), hashes, reasons
 
     def _alone(self, task, i):

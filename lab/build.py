@@ -61,13 +61,13 @@ def open_task(content):
 
 def tasks(source):
     """{the name of a check, such as "2 ranking": the line of code that asks it}"""
-    found = {}
+    checks = {}
     for exercise, _, tag, content in cells(source):
         if tag == "task":
             check = CHECK.search(content)
             name = f"{exercise} {check[1]}"
-            found[f"{name} again" if name in found else name] = check[0]
-    return found
+            checks[f"{name} again" if name in checks else name] = check[0]
+    return checks
 
 
 def notebook(source, student):

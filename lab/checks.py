@@ -315,13 +315,13 @@ def verdict(ours, rival, differences, answer):
     _ask(answer in ("better", "worse", "open"), 'the verdict is "better", "worse" or "open"')
     mean = statistics.mean(right)
     reach = T_95[len(right)] * statistics.stdev(right) / len(right) ** 0.5
-    found = "better" if mean > reach else "worse" if mean < -reach else "open"
+    outcome = "better" if mean > reach else "worse" if mean < -reach else "open"
     interval = f"{mean - reach:+.1f} to {mean + reach:+.1f}"
     _ask(
-        answer == found,
+        answer == outcome,
         f"the interval is {interval}; does it contain 0, and on which side of 0 does it lie?",
     )
-    print(f"right: {mean:+.1f} points, 95 % interval {interval}: {found}")
+    print(f"right: {mean:+.1f} points, 95 % interval {interval}: {outcome}")
 
 
 # --- exercise 5 ---------------------------------------------------------------------------------
@@ -371,9 +371,9 @@ def _bits(state):
     return {name: value.clone() for name, value in state.model.state_dict().items()}
 
 
-def _same(one, other):
+def _same(before, after):
     """The names of the tensors that have the same bits."""
-    return {name for name in one if torch.equal(one[name], other[name])}
+    return {name for name in before if torch.equal(before[name], after[name])}
 
 
 def batch(function):
@@ -395,14 +395,17 @@ def batch(function):
     number = 1
     for _ in kit.steps_of(state, replayed, images, labels, step):
         now, rate = _bits(state), engine.learning_rate(state.recipe, number - 1, len(bits))
-        stayed, found = _same(now, before), state.optimizer.param_groups[0]["lr"]
+        stayed, rate_there = _same(now, before), state.optimizer.param_groups[0]["lr"]
         _ask(calls or len(stayed) < len(now), "the task is open; nothing in the model has changed")
         _ask(len(calls) == number, "`augment` is to be called once a step, on the whole batch")
         _ask(not learnt <= stayed, "no weight has moved; who calls `optimizer.step()`?")
         _ask(
             stayed <= learnt, "batch norm has not looked at the batch: `model.train()` comes first"
         )
-        _ask(found == rate, f"the optimizer's rate is {found:g} in step {number}, not {rate:g}")
+        _ask(
+            rate_there == rate,
+            f"the optimizer's rate is {rate_there:g} in step {number}, not {rate:g}",
+        )
         right = len(_same(now, bits[number - 1])) == len(now)
         _ask(right or number > 1, "the first step ends with other bits; which loss, which targets?")
         _ask(right, f"step {number} is the first with other bits; is a gradient from before there?")

@@ -102,8 +102,8 @@ def tested(stage):
 
 def predicted(stage, images):
     """The class that a finished stage's network gives to each image: uint8 (N,S,S,3) -> (N,)."""
-    own = checkpoint.load_model(stage / "model.pt")
-    chunks = engine.predict(own.model, images, Normalise(own.mean, own.std))
+    checkpoint_ = checkpoint.load_model(stage / "model.pt")
+    chunks = engine.predict(checkpoint_.model, images, Normalise(checkpoint_.mean, checkpoint_.std))
     return torch.cat([logits.argmax(1) for _, logits in chunks]).numpy()
 
 
@@ -220,8 +220,8 @@ def own_student(batch, rows, test):
     """
     state, augment = beginning(rows.images, epochs=1 if QUICK else 4)
     images, labels = rows.images, torch.from_numpy(rows.label)
-    own = batch and steps_of(state, augment, images, labels, batch)
-    for _ in own or engine.fit(state, images, labels, augment):
+    steps = batch and steps_of(state, augment, images, labels, batch)
+    for _ in steps or engine.fit(state, images, labels, augment):
         pass
     chunks = engine.predict(state.model, test.images, augment.normalise)
     says = torch.cat([logits.argmax(1) for _, logits in chunks]).numpy()

@@ -29,8 +29,8 @@ def sha256_of_file(path):
 def check_hash(path, digits, way_out):
     """Raises ValueError, which ends in `way_out`, unless a file's sha256 begins with `digits`."""
     if not (digest := sha256_of_file(path)).startswith(digits):
-        found = f"its sha256 begins with {digest[:8]}, not as its name says"
-        raise ValueError(f"{path} is damaged: {found}; {way_out}")
+        message = f"its sha256 begins with {digest[:8]}, not as its name says"
+        raise ValueError(f"{path} is damaged: {message}; {way_out}")
 
 
 def require_answer(url):

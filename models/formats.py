@@ -15,8 +15,8 @@ def write_safetensors(content, path):
     """The weights under their own names; all the rest as JSON in the file's metadata, from which
     `weights.load` makes the content again.  timm and torchvision load the weights as they are.
     """
-    rest = {name: value for name, value in content.items() if name != "state_dict"}
-    metadata = {"format": "pt", CONTENT: json.dumps(rest)}
+    facts = {name: value for name, value in content.items() if name != "state_dict"}
+    metadata = {"format": "pt", CONTENT: json.dumps(facts)}
     needed("safetensors.torch", "this format").save_file(content["state_dict"], path, metadata)
 
 

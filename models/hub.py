@@ -77,9 +77,11 @@ ZOO = {  # hub name, such as resnet50_ssl -> one of the paper's twelve
     f"{network}_{kind}": PaperModel(network, kind, f"{_PREFIX[kind]}_{file}.pth", *accuracies)
     for network, kind, file, *accuracies in _ROWS
 }
-HUB = {name: one.network for name, one in ZOO.items()}  # every hub name -> its network's name
+HUB = {name: entry.network for name, entry in ZOO.items()}  # every hub name -> its network's name
 HUB |= {f"{name}_imagenet": name for name in torchvision.models.list_models() if name in MODELS}
-_ALIASES = {other: name for name, one in ZOO.items() for other in (one.old_name, one.timm_name)}
+_ALIASES = {
+    alias: name for name, entry in ZOO.items() for alias in (entry.old_name, entry.timm_name)
+}
 
 
 def hub_name(name):
@@ -87,12 +89,12 @@ def hub_name(name):
 
     Raises ValueError for any other name.
     """
-    if (own := _ALIASES.get(name, name)) not in HUB:
+    if (known := _ALIASES.get(name, name)) not in HUB:
         raise ValueError(
             f"unknown weights {name!r}; name a file, or one of {', '.join(HUB)} "
             f"(timm's names of them serve too)"
         )
-    return own
+    return known
 
 
 def name_in_zoo(weights):
@@ -102,7 +104,7 @@ def name_in_zoo(weights):
     """
     name = str(weights).removeprefix(PREFIX)
     name = _ALIASES.get(name, name)
-    files = {one.file: name for name, one in ZOO.items()}
+    files = {entry.file: name for name, entry in ZOO.items()}
     return name if name in ZOO else files.get(Path(weights).name)
 
 

@@ -60,8 +60,8 @@ def near(name, known):
     """The names most like `name`, of `known` and of both libraries, as text for an error."""
     if name.startswith(PREFIX):
         known = [PREFIX + other for other in needed("timm", name).list_models()]
-    found = difflib.get_close_matches(name, {*known, *_torchvision_names()}, n=5, cutoff=0.5)
-    return f"did you mean {', '.join(found)}? " if found else ""
+    names = difflib.get_close_matches(name, {*known, *_torchvision_names()}, n=5, cutoff=0.5)
+    return f"did you mean {', '.join(names)}? " if names else ""
 
 
 def library_of(name):

@@ -41,8 +41,8 @@ class SmallResNet(nn.Module):
 
     def __init__(self, depth, width, num_classes):
         super().__init__()
-        blocks, rest = divmod(depth - 2, 6)
-        if rest or blocks < 1:
+        blocks, remainder = divmod(depth - 2, 6)
+        if remainder or blocks < 1:
             raise ValueError(f"depth {depth} is not 6n+2; such as 8, 14, 20, 32, 44, 56 or 110")
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

@@ -77,9 +77,9 @@ def load(path, device="cpu"):
     except Exception as error:  # the unpickler trusts the file: damage raises errors of many kinds
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a zip's bad offset
             raise
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
+        if match := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
-                f"{path} holds more than tensors and plain types: {found[1]}, which could run "
+                f"{path} holds more than tensors and plain types: {match[1]}, which could run "
                 f"code; save the weights alone, torch.save(model.state_dict(), PATH)"
             ) from error
         raise ValueError(
@@ -98,8 +98,8 @@ def _load_safetensors(path, device):
 
     with safetensors.safe_open(path, "pt", device=str(device)) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        rest = (file.metadata() or {}).get(CONTENT)
-    return json.loads(rest) | {"state_dict": tensors} if rest else tensors
+        facts = (file.metadata() or {}).get(CONTENT)
+    return json.loads(facts) | {"state_dict": tensors} if facts else tensors
 
 
 def rebuild(state, source):
@@ -144,17 +144,19 @@ def start_from(model, content, source):
     source: where they come from, for the error
     -> whether the head kept its own weights.  Raises ValueError for weights of another network.
     """
-    own = model.state_dict()
-    weights = _without_prefixes(_weights_in(content, source), own)
+    expected = model.state_dict()
+    weights = _without_prefixes(_weights_in(content, source), expected)
     # Files from before torch 0.4.1 lack these counters; torch's load_state_dict accepts that too.
-    weights = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")} | weights
+    weights = {n: t for n, t in expected.items() if n.endswith("num_batches_tracked")} | weights
     last, _ = head_of(model)
     head = [name for name in (f"{last}.weight", f"{last}.bias") if name in weights]
-    other_head = any(weights[name].shape != own[name].shape for name in head)
+    other_head = any(weights[name].shape != expected[name].shape for name in head)
     if other_head:
-        weights |= {name: own[name] for name in head}
-    wrong = sorted(set(own) ^ set(weights))
-    wrong += sorted(n for n in set(own) & set(weights) if own[n].shape != weights[n].shape)
+        weights |= {name: expected[name] for name in head}
+    wrong = sorted(set(expected) ^ set(weights))
+    wrong += sorted(
+        n for n in set(expected) & set(weights) if expected[n].shape != weights[n].shape
+    )
     if wrong:
         raise ValueError(
             f"{source} holds another architecture: {len(wrong)} of its tensors do not fit "
@@ -170,26 +172,28 @@ def _weights_in(content, source):
 
     An optimizer keeps its dicts of tensors under numbers, and random states have one dimension.
     """
-    found, seen, places = [], set(), [("", content)]
-    for place, some in places:  # grows
-        if id(some) in seen:
+    dicts, seen, places = [], set(), [("", content)]
+    for place, tensors in places:  # grows
+        if id(tensors) in seen:
             continue
-        seen.add(id(some))
-        if all(map(torch.is_tensor, some.values())) and any(t.ndim > 1 for t in some.values()):
-            found.append((place, some))
-        places += [(n, x) for n, x in some.items() if isinstance(n, str) and isinstance(x, dict)]
+        seen.add(id(tensors))
+        if all(map(torch.is_tensor, tensors.values())) and any(
+            t.ndim > 1 for t in tensors.values()
+        ):
+            dicts.append((place, tensors))
+        places += [(n, x) for n, x in tensors.items() if isinstance(n, str) and isinstance(x, dict)]
     for key in _KEYS:
-        found = [(place, some) for place, some in found if place == key] or found
-    if not found:
+        dicts = [(place, tensors) for place, tensors in dicts if place == key] or dicts
+    if not dicts:
         keys = ", ".join(map(str, list(content)[:8])) or "nothing"
         raise ValueError(f"{source} holds no weights (tensors by name) but {keys}; name another")
-    if len(found) > 1:
-        places = ", ".join(dict(found))
+    if len(dicts) > 1:
+        places = ", ".join(dict(dicts))
         raise ValueError(f"{source} holds several networks, {places}; save one of them alone")
-    return found[0][1]
+    return dicts[0][1]
 
 
-def _without_prefixes(weights, own):
+def _without_prefixes(weights, expected):
     """Weights under their network's own names: without what wrappers have put before or into them,
     and without the counter of torch's AveragedModel.
     """
@@ -198,7 +202,7 @@ def _without_prefixes(weights, own):
         for name, tensor in weights.items()
         if str(name).rpartition(".")[2] != "n_averaged"
     }
-    roots = {name.partition(".")[0] for name in own}
+    roots = {name.partition(".")[0] for name in expected}
     while len(first := {name.partition(".")[0] for name in weights}) == 1 and first != roots:
         if not all("." in name for name in weights):
             break

@@ -65,8 +65,8 @@ def main(argv=None):
 def rival_beside(run, places):
     """The rival of a run that lies beside its folder, None for none."""
     folder = rival_folder(run.folder)
-    found = read_run(folder, *places) if state_of(folder / "teacher") == "finished" else None
-    return found if found and is_rival(found, run) else None
+    rival = read_run(folder, *places) if state_of(folder / "teacher") == "finished" else None
+    return rival if rival and is_rival(rival, run) else None
 
 
 def _write(path, make, *facts):

@@ -84,7 +84,9 @@ class Board:
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 print(f"TensorBoard lacks the picture {tag!r}: {reason}", file=sys.stderr)
-        if not self._said and any("missing from font" in str(one.message) for one in warned):
+        if not self._said and any(
+            "missing from font" in str(warning.message) for warning in warned
+        ):
             self._said = True
             print("TensorBoard's pictures have boxes for letters of class names that their font, "
                   "DejaVu Sans, lacks", file=sys.stderr)  # fmt: skip
@@ -207,8 +209,8 @@ class Board:
 
     def _best_images(self, rows, images, classes, correct):
         for number, first in enumerate(range(0, len(classes), _CLASSES)):
-            some = range(first, min(first + _CLASSES, len(classes)))
-            best = [np.flatnonzero(rows.label == label)[:_BEST] for label in some]
+            labels = range(first, min(first + _CLASSES, len(classes)))
+            best = [np.flatnonzero(rows.label == label)[:_BEST] for label in labels]
             self._draw(
                 "selection/best images of each class",
                 number,
@@ -216,8 +218,8 @@ class Board:
                 [np.asarray(images[torch.from_numpy(rows.position[which])]) for which in best],
                 [rows.score[which] for which in best],
                 [correct[which] for which in best],
-                [classes[label] for label in some],
-                f"Best-ranked images, classes {first + 1} to {some.stop} of {len(classes)}",
+                [classes[label] for label in labels],
+                f"Best-ranked images, classes {first + 1} to {labels.stop} of {len(classes)}",
             )
 
     def near_duplicates(self, pairs, pool, labelled):
@@ -275,7 +277,7 @@ def label_titles(targets, classes):
         return [classes[label] for label in targets.tolist()]
     titles = []
     for shares, labels in zip(*targets.topk(2), strict=True):
-        one, other = (shorten(classes[label], 6) for label in labels.tolist())
-        mixed = f"{shares[0]:.0%} {one} + {other}"
+        first, second = (shorten(classes[label], 6) for label in labels.tolist())
+        mixed = f"{shares[0]:.0%} {first} + {second}"
         titles.append(mixed if shares[1] > 0.005 else classes[labels[0]])
     return titles

@@ -136,8 +136,8 @@ def most_confused(matrix, classes, most=20):
     worst = np.argsort(-wrong, axis=None, kind="stable")[:most]
     pairs = [(*divmod(int(cell), len(matrix)), int(wrong.flat[cell])) for cell in worst]
     return [
-        (classes[true], classes[taken], count, round(100 * count / int(matrix[true].sum()), 2))
-        for true, taken, count in pairs
+        (classes[true], classes[predicted], count, round(100 * count / int(matrix[true].sum()), 2))
+        for true, predicted, count in pairs
         if count
     ]
 

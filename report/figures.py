@@ -122,11 +122,11 @@ def kept_per_class(counts, classes, k):
     counts = np.asarray(counts)
     figure, axes = by_class(classes)
     where, before = np.arange(len(classes)), np.zeros(len(classes))
-    for (kind, colour), some in zip(KINDS.items(), counts.T, strict=True):
-        if some.any():
-            label = f"{kind}: {some.sum():,}"
-            axes.barh(where, some, 0.75, before, color=colour, label=label)
-        before = before + some
+    for (kind, colour), count in zip(KINDS.items(), counts.T, strict=True):
+        if count.any():
+            label = f"{kind}: {count.sum():,}"
+            axes.barh(where, count, 0.75, before, color=colour, label=label)
+        before = before + count
     axes.axvline(k, color=INK, linestyle="--", linewidth=1, label=f"K = {k:,}")
     axes.set_xlim(0, 1.05 * max(k, before.max(initial=0)))
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -331,12 +331,12 @@ def best_images(images, scores, correct, classes, heading):
     correct   one list (n,) a class: True gets a green frame and a check mark, False a red frame and
               a cross, None, of which nothing is known, a question mark and no frame
     """
-    seen = {right for some in correct for right in some}
+    seen = {right for row in correct for right in row}
     heading += "\n" + "   ".join(f"{LOOKS[x][1]} {LOOKS[x][2]}" for x in LOOKS if x in seen)
     rows = []
-    for some in zip(images, scores, correct, strict=True):
+    for row in zip(images, scores, correct, strict=True):
         rows.append([])
-        for picture, score, right in zip(*some, strict=True):
+        for picture, score, right in zip(*row, strict=True):
             colour, mark, _ = LOOKS[right]
             rows[-1].append(Tile(picture, f"{score:.3f} {mark}", colour))
     return grid(rows, heading.rstrip(), [shorten(name) for name in classes], inches=0.85)

@@ -33,9 +33,9 @@ def difference_over_seeds(a, b):
 
     a, b: (n,), n > 1
     """
-    found = np.asarray(a, float) - np.asarray(b, float)
-    mean = float(found.mean())
-    if np.ptp(found) < 1e-9:  # no spread, no t
+    differences = np.asarray(a, float) - np.asarray(b, float)
+    mean = float(differences.mean())
+    if np.ptp(differences) < 1e-9:  # no spread, no t
         return mean, mean, mean, float(abs(mean) < 1e-9)
-    test = stats.ttest_1samp(found, 0)
+    test = stats.ttest_1samp(differences, 0)
     return mean, *map(float, test.confidence_interval(0.95)), float(test.pvalue)

@@ -107,10 +107,10 @@ def _selection(stages):
     """What the card says of the rows that a student was trained on, or of there being none."""
     if stages[0][0]["parent"] is None:
         return ["None: this network saw labelled images only."]
-    found = [pair for pair in stages if pair[0]["stage"] == "samples"]
-    if not found:
+    samples = [pair for pair in stages if pair[0]["stage"] == "samples"]
+    if not samples:
         return ["Not recorded: the stage samples was not at hand."]
-    config, result = found[0]
+    config, result = samples[0]
     pools = ", ".join(f"{name} ({pool['entries']:,})" for name, pool in config["pools"].items())
     copies = "" if config["keep_duplicates"] else ", or copies of labelled images"
     return [

@@ -34,14 +34,17 @@ class Prediction(NamedTuple):
 def print_table(predictions):
     """Print the best classes with bars, broken images on stderr.  -> the number classified"""
     classified = 0
-    for one in predictions:
-        if one.error:
-            print(f"{one.name}: {one.error}", file=sys.stderr, flush=True)
+    for prediction in predictions:
+        if prediction.error:
+            print(f"{prediction.name}: {prediction.error}", file=sys.stderr, flush=True)
             continue
         classified += 1
-        width = max(len(printable(name)) for name, _ in one.best)
-        lines = [f"  {printable(name):<{width}} {100 * p:6.2f} %  {bar(p)}" for name, p in one.best]
-        print(one.name + one.mark, *lines, sep="\n", flush=True)
+        width = max(len(printable(name)) for name, _ in prediction.best)
+        lines = [
+            f"  {printable(name):<{width}} {100 * p:6.2f} %  {bar(p)}"
+            for name, p in prediction.best
+        ]
+        print(prediction.name + prediction.mark, *lines, sep="\n", flush=True)
     return classified
 
 
@@ -56,14 +59,14 @@ def bar(share):
 def print_json(predictions):
     """Print an array, object by object.  -> the number classified"""
     classified, separator = 0, "["
-    for one in predictions:
-        if one.error:
-            found = {"error": one.error}
+    for prediction in predictions:
+        if prediction.error:
+            facts = {"error": prediction.error}
         else:
-            found = {"predictions": [{"class": c, "probability": p} for c, p in one.best]}
-            found |= {"truth": one.truth} if one.truth else {}
+            facts = {"predictions": [{"class": c, "probability": p} for c, p in prediction.best]}
+            facts |= {"truth": prediction.truth} if prediction.truth else {}
             classified += 1
-        line = json.dumps({"image": one.name, **found}, allow_nan=False)
+        line = json.dumps({"image": prediction.name, **facts}, allow_nan=False)
         print(separator, line, sep="\n", end="", flush=True)
         separator = ","
     print("\n]")
@@ -79,10 +82,10 @@ def with_board(predictions, folder, name):
 
     with Board(folder) as board:
         drawn = 0
-        while some := list(islice(predictions, PER_FIGURE)):
-            good = [one for one in some if not one.error]
+        while batch := list(islice(predictions, PER_FIGURE)):
+            good = [prediction for prediction in batch if not prediction.error]
             if good:
                 best = [(printable(x.best[0][0]), x.best[0][1]) for x in good]
                 board.predictions([x.picture for x in good], best, name, drawn)
                 drawn += len(good)
-            yield from some
+            yield from batch

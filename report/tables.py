@@ -98,8 +98,8 @@ def labels_right(result):
 
 def accuracy_summary(results):
     """A row for each trained network; results: {stage: content of result.json}."""
-    found = [(name, results[stage]) for stage, name in TRAININGS.items() if stage in results]
-    return [(name, f"{result['test_top1']:.2f} %") for name, result in found]
+    named = [(name, results[stage]) for stage, name in TRAININGS.items() if stage in results]
+    return [(name, f"{result['test_top1']:.2f} %") for name, result in named]
 
 
 def shorten(name, most=16):
@@ -114,8 +114,8 @@ def flat(content, before=""):
         if isinstance(value, dict):
             yield from flat(value, f"{before}{name}.")
         elif value is not None:
-            some = value if isinstance(value, list) else [value]
-            yield before + name, " ".join(map(str, some))
+            values = value if isinstance(value, list) else [value]
+            yield before + name, " ".join(map(str, values))
 
 
 def _time(result):

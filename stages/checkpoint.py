@@ -95,8 +95,8 @@ def load_model(path, device="cpu"):
     """
     state = load(path, device)
     model = rebuild(state, path).to(device, memory_format=torch.channels_last)
-    rest = {field: state[field] for field in ("classes", "input_size", "metrics", "parent")}
-    return Checkpoint(model, state["arch"]["name"], **state["normalisation"], **rest)
+    facts = {field: state[field] for field in ("classes", "input_size", "metrics", "parent")}
+    return Checkpoint(model, state["arch"]["name"], **state["normalisation"], **facts)
 
 
 def load_models(paths, device="cpu"):

@@ -43,7 +43,7 @@ def set_up_device(name, deterministic=False):
         "cpu": True,
     }
     if name == "auto":
-        name = next(one for one in there if there[one])
+        name = next(kind for kind in there if there[kind])
     if not there[name]:
         raise ValueError(f"--device {name} is not available here; use --device cpu or auto")
     if deterministic:
@@ -201,8 +201,8 @@ def device_name(device):
 
 def instruction_set():
     """The CPU's widest instructions that torch uses, such as AVX2 or "AVX512 AMX"."""
-    found = [torch.backends.cpu.get_cpu_capability()]
+    names = [torch.backends.cpu.get_cpu_capability()]
     for name in ("avx512_bf16", "amx_tile"):
         if _cpu_has(f"_is_{name}_supported"):
-            found.append(name.removesuffix("_tile").removeprefix("avx512_"))
-    return " ".join(found)
+            names.append(name.removesuffix("_tile").removeprefix("avx512_"))
+    return " ".join(names)

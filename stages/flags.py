@@ -203,7 +203,7 @@ def bare_parser(description):
     return Parser(description)
 
 
-def usual(name, *parts):
+def preset_values(name, *parts):
     """What the presets say of a field, for --help: "[lab study: 0.1 / 0.01; demo: 0.05 / 0.005]".
 
     parts: the parts of a preset that have the field, a value each; none for a field of its own
@@ -211,8 +211,8 @@ def usual(name, *parts):
     presets = {}  # value -> those that have it
     for preset, settings in PRESETS.items():
         owners = [getattr(settings, part) for part in parts] or [settings]
-        found = dict.fromkeys(_shown(getattr(owner, name)) for owner in owners)
-        presets.setdefault(" / ".join(found), []).append(preset)
+        values = dict.fromkeys(_shown(getattr(owner, name)) for owner in owners)
+        presets.setdefault(" / ".join(values), []).append(preset)
     if len(presets) == 1:
         return f"[{next(iter(presets))}]"
     return "[" + "; ".join(f"{' '.join(who)}: {value}" for value, who in presets.items()) + "]"
@@ -236,17 +236,17 @@ _TEXTS = {
     "datasets/cache)",
     "dataset": f"the labelled images: {', '.join(LABELLED_SETS)}, or tags:POOL; folder: your own, "
     "DATA_DIR/train/<class>/*; tags: the names of a pool's folders, learnt with the preset's "
-    f"settings of step 3 {usual('dataset')}",
+    f"settings of step 3 {preset_values('dataset')}",
     "seed": "of the whole chain: split, weights, order; several give error bars (default 0)",
     "resume": "go on with an unfinished stage; a finished one stays",
     "overwrite": "start the stage anew",
     "input-size": "pixels a side that every image is resized to; half of it is four times as fast "
-    f"{usual('input_size')}",
+    f"{preset_values('input_size')}",
     "labels-per-class": "true labels that steps 1 and 4 see; the other training images are the "
     "pool heldout: with fewer labels there is more to gain from it "
-    f"{usual('labels_per_class')}",
+    f"{preset_values('labels_per_class')}",
     "val-per-class": "images a class cut from the training images, for all choices "
-    f"{usual('val_per_class')}",
+    f"{preset_values('val_per_class')}",
     "device": "auto: a GPU where there is one (default)",
     "precision": "of the convolutions; auto: the faster one on this machine (default)",
     "threads": "of the CPU; fewer beside other programs (default: as many as the network can use)",
@@ -288,7 +288,7 @@ def stage_parser(description, *parts):
         add("yes", rare=True, action=Boolean)
     texts = {setting.name: setting.metadata["help"] for setting in dataclasses.fields(Training)}
     if parts:
-        texts = {name: f"{text} {usual(name, *parts)}" for name, text in texts.items()}
+        texts = {name: f"{text} {preset_values(name, *parts)}" for name, text in texts.items()}
     else:  # the other steps' flags are taken, so that one set of flags suits all
         texts = dict.fromkeys(_FIRST, HIDDEN) | {
             "batch_size": f"images at a time (default {CHUNK})"

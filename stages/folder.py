@@ -85,8 +85,8 @@ def next_action(folder, resume, overwrite):
 
 def left_behind(folder):
     """Whether a finished stage has files that a process killed at its very end did not remove."""
-    found = (path for pattern in (LOCK, *WORKING_FILES) for path in folder.glob(pattern))
-    return any(path.is_file() for path in found)
+    paths = (path for pattern in (LOCK, *WORKING_FILES) for path in folder.glob(pattern))
+    return any(path.is_file() for path in paths)
 
 
 def clear(folder):
@@ -195,14 +195,14 @@ def check_file(path):
 
     Raises OSError, or ValueError for another one.  Files outside finished stages are not checked.
     """
-    path, found = Path(path), sha256_of_file(path)
-    expected = _expected(path.parent).get(path.name, found)
-    if found != expected:
+    path, sha256 = Path(path), sha256_of_file(path)
+    expected = _expected(path.parent).get(path.name, sha256)
+    if sha256 != expected:
         raise ValueError(
-            f"{path} is not what {_step(path.parent)} wrote (sha256 {found[:8]}.. instead of "
+            f"{path} is not what {_step(path.parent)} wrote (sha256 {sha256[:8]}.. instead of "
             f"{str(expected)[:8]}..); put the right file back, or {_again(path.parent)}"
         )
-    return found
+    return sha256
 
 
 def check_stage(folder):

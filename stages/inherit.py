@@ -21,10 +21,10 @@ def inherit(flags, earlier=None, stage=None):
     """
     if earlier is None:
         name = flags["preset"] or DEFAULT_PRESET
-        own = [n for n in INHERITED if n not in ("preset", "seed")]
-        preset = override(PRESETS[name], **{n: flags[n] for n in own})
+        names = [n for n in INHERITED if n not in ("preset", "seed")]
+        preset = override(PRESETS[name], **{n: flags[n] for n in names})
         settings = {"preset": name, "seed": flags["seed"] or 0}
-        settings |= {n: getattr(preset, n) for n in own}
+        settings |= {n: getattr(preset, n) for n in names}
         data_dir = flags["data_dir"] or Path("datasets")
         return settings | {"data_dir": data_dir, "cache_dir": flags.get("cache_dir")}
     settings = {name: earlier[name] for name in INHERITED}

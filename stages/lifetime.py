@@ -131,9 +131,9 @@ class OpenStage:
         Raises FileNotFoundError or ValueError, see `read_stage`; ValueError also where this stage
         is resumed and was made from another.
         """
-        found = read_stage(path or self.folder.parent / stage, stage)
+        parent = read_stage(path or self.folder.parent / stage, stage)
         self.check_parent()
-        return found
+        return parent
 
     def check_parent(self):
         """ValueError where this stage is resumed and what it was made from has changed."""
@@ -253,17 +253,17 @@ def chain_settings(folder, config):
     dict for the table of runs.  config: content of the stage's config.json
     """
     names = ("stage", "preset", "dataset", "seed", "labels_per_class", "input_size")
-    found = {name: config[name] for name in names}
+    settings = {name: config[name] for name in names}
     while config:
         if config["stage"] == "samples":
-            own = {name: config[name] for name in ("strategy", "p", "k")}
+            changed = {name: config[name] for name in ("strategy", "p", "k")}
         else:
             recipe = {n: config["training"][n] for n in ("model", "learning_rate", "epochs")}
-            own = {f"{config['stage']} {name}": value for name, value in recipe.items()}
-        found = own | found
+            changed = {f"{config['stage']} {name}": value for name, value in recipe.items()}
+        settings = changed | settings
         folder = config["parent"] and made_from(folder, config).parent
         config = None
         if folder:
             with suppress(OSError, ValueError):  # it has gone, or is damaged: no stage ends for it
                 config = read_record(folder / "config.json")
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in settings.items() if value is not None}

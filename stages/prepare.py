@@ -53,7 +53,7 @@ RATE = {"float32": 2.2e10, "bfloat16": 7e10, "float16": 2.2e10}
 # --- trainings: steps 1, 3 and 4 ----------------------------------------------------------------
 
 
-def prepare_training(given, stage, device, parent=None, examples=None, **own):
+def prepare_training(given, stage, device, parent=None, examples=None, **facts):
     """-> TrainingJob
 
     stage: OpenStage;  parent: FinishedStage that it is made from, None for step 1
@@ -65,9 +65,9 @@ def prepare_training(given, stage, device, parent=None, examples=None, **own):
     path = parent.product if stage.name == "finetuned" else given.get("weights")
     start = starting_point(path, settings["data_dir"])
     preset = PRESETS[settings["preset"]]
-    usual = override(training_of(preset, stage.name, settings["dataset"]), model=start.model)
+    defaults = override(training_of(preset, stage.name, settings["dataset"]), model=start.model)
     saved = stage.saved and stage.saved["training"]
-    recipe = recipe_in_force(usual, given, saved)
+    recipe = recipe_in_force(defaults, given, saved)
     check_name(recipe.model)  # now: data may take minutes to read
     if device.type == "cpu" and settings["preset"] in FOR_A_GPU and not stage.saved:
         ask_before_days(recipe, settings, parent, given["yes"])
@@ -77,19 +77,19 @@ def prepare_training(given, stage, device, parent=None, examples=None, **own):
     images, labels = true.images, true.labels
     if examples:
         images, labels = examples(labelled, parts, settings)
-    recipe = recipe_in_force(usual, given, saved, len(labels))
+    recipe = recipe_in_force(defaults, given, saved, len(labels))
     recipe.sizes(settings["input_size"])  # raises ValueError
-    if not saved and recipe.batch_size < (given["batch_size"] or usual.batch_size):
+    if not saved and recipe.batch_size < (given["batch_size"] or defaults.batch_size):
         print(
             f"batches of {recipe.batch_size}, all images that an epoch has; learning rate "
             f"{recipe.learning_rate:g}",
             flush=True,
         )
 
-    seed = seed_of(stage.name, settings["seed"], own.get("member", 0))
+    seed = seed_of(stage.name, settings["seed"], facts.get("member", 0))
     torch.manual_seed(seed)
     network = start.network(recipe.model, len(labelled.classes))
-    if own.get("linear"):
+    if facts.get("linear"):
         network.requires_grad_(False)
         head_of(network)[1].requires_grad_(True)
     check_batches(network, recipe, len(labels))
@@ -105,7 +105,7 @@ def prepare_training(given, stage, device, parent=None, examples=None, **own):
         parent=parent and parent.as_parent(stage.folder),
         training=asdict(recipe),
         compile=settle_compile(device, given["compile"], stage.saved),
-        **own,
+        **facts,
     )
     if given.get("weights") and start.file:
         config["inputs"]["weights"] = {"sha256": sha256_of_file(start.file)}
@@ -219,14 +219,14 @@ def starting_point(path, data_dir):
 def prepare_scoring(given, stage, device):
     """-> ScoringJob, the leak guard not asked yet.  stage: OpenStage"""
     stage.check_parent()
-    found = [find_teacher(path, stage.folder) for path in given["teacher"] or [None]]
-    configs, paths, parents = zip(*found, strict=True)
+    teachers = [find_teacher(path, stage.folder) for path in given["teacher"] or [None]]
+    configs, paths, parents = zip(*teachers, strict=True)
     teacher = checkpoint.load_models(paths, device)
     settings = inherit(_with_absolute_tags(given), configs[0])
-    for name, own in (("model", teacher.name), ("input_size", teacher.input_size)):
-        if given[name] not in (None, own):
+    for name, value in (("model", teacher.name), ("input_size", teacher.input_size)):
+        if given[name] not in (None, value):
             flag = f"--{name.replace('_', '-')} {given[name]}"
-            raise ValueError(f"{flag} contradicts {paths[0]}, which has {own}; leave it out")
+            raise ValueError(f"{flag} contradicts {paths[0]}, which has {value}; leave it out")
     settings["input_size"] = teacher.input_size
     preset = PRESETS[settings["preset"]]
     p, k = given["p"] or preset.p, given["k"] or preset.k
@@ -349,8 +349,8 @@ def load_dataset(settings, earlier=None, classes=None):
 
 def cache_of(settings):
     """The folder of decoded images.  One's own class folders may be read-only: not beside them."""
-    usual = "datasets" if settings["dataset"] == "folder" else settings["data_dir"]
-    return Path(settings.get("cache_dir") or Path(usual, "cache"))
+    default = "datasets" if settings["dataset"] == "folder" else settings["data_dir"]
+    return Path(settings.get("cache_dir") or Path(default, "cache"))
 
 
 def _load_tags(settings):
@@ -358,8 +358,8 @@ def _load_tags(settings):
     preset's own labelled set are left out.
     """
     preset, data_dir = PRESETS[settings["preset"]], settings["data_dir"]
-    own = ("dataset", "labels_per_class", "val_per_class")
-    labelled, parts = load_dataset(settings | {name: getattr(preset, name) for name in own})
+    names = ("dataset", "labels_per_class", "val_per_class")
+    labelled, parts = load_dataset(settings | {name: getattr(preset, name) for name in names})
     spec = settings["dataset"].removeprefix(TAGS)
     pool = open_pool([spec], data_dir, settings["input_size"], labelled, parts, cache_of(settings))
     pool.find_duplicates(LeakGuard(labelled, parts))
@@ -400,7 +400,7 @@ def normalisation_of(images):
 # --- config.json --------------------------------------------------------------------------------
 
 
-def config_of(stage, settings, labelled, normalisation, compute, parent=None, **own):
+def config_of(stage, settings, labelled, normalisation, compute, parent=None, **facts):
     """The content of config.json: every setting in force, the versions, the inputs.
 
     stage: its name;  settings: of `inherit`;  labelled: data.LabelledSet
@@ -412,7 +412,7 @@ def config_of(stage, settings, labelled, normalisation, compute, parent=None, **
         "stage": stage,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         **settings,
-        **own,
+        **facts,
         "data_dir": str(settings["data_dir"]),
         "cache_dir": settings.get("cache_dir") and str(settings["cache_dir"]),
         "normalisation": {"mean": mean, "std": std},
@@ -435,11 +435,15 @@ def versions():
     commit = None
     if (root / ".git").exists() and shutil.which("git"):
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or None
-    found = {"project": commit, "python": platform.python_version(), "torch": torch.__version__}
+    known = {
+        "project": commit,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
     packages = ("torchvision", "numpy", "scikit-learn", "timm", "opencv-python")
     for package in (*packages, "opencv-python-headless"):
         try:
-            found[package.removesuffix("-headless")] = version(package)
+            known[package.removesuffix("-headless")] = version(package)
         except PackageNotFoundError:
-            found.setdefault(package.removesuffix("-headless"), None)
-    return found
+            known.setdefault(package.removesuffix("-headless"), None)
+    return known

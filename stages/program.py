@@ -114,7 +114,7 @@ class Output:
 
 def printable(text):
     """`text` with escapes (JSON's) for what would command a terminal."""
-    return _UNREADABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _UNREADABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def tell(text):

@@ -270,11 +270,11 @@ def finish(walk):
         job.pool = selected_pool(job.config, walk.folder, cache_of(job.config))
     if members and elsewhere and job.guard:
         job.pool.find_duplicates(job.guard)
-        found = [(job.pool.name_of(position), reason) for position, reason in job.pool.skipped()]
-        selection.write_skipped(walk.folder / "skipped.csv", found)
-        if found:
+        skipped = [(job.pool.name_of(position), reason) for position, reason in job.pool.skipped()]
+        selection.write_skipped(walk.folder / "skipped.csv", skipped)
+        if skipped:
             raise program.Failure(
-                f"{len(found)} selected images repeat labelled ones (see "
+                f"{len(skipped)} selected images repeat labelled ones (see "
                 f"{walk.folder / 'skipped.csv'}): take them out of the scores, or give "
                 f"--keep-duplicates"
             )
@@ -337,12 +337,12 @@ def answers(job, todo):
         job.teacher.model.cpu()
         if guard := job.guard:  # memory maps cannot travel
             guard.images = Images([guard.images[torch.arange(len(guard.images))]])
-        own = ray.put(job)
+        reference = ray.put(job)
         for first in range(0, len(todo), ROUND):
-            some = [{"number": number} for number in todo[first : first + ROUND]]
-            pool = ray.data.ActorPoolStrategy(size=min(actors, len(some)))
-            data = ray.data.from_items(some, override_num_blocks=len(some)).map_batches(
-                Scorer, fn_constructor_args=(own,), batch_size=1, compute=pool, **settings
+            items = [{"number": number} for number in todo[first : first + ROUND]]
+            pool = ray.data.ActorPoolStrategy(size=min(actors, len(items)))
+            data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+                Scorer, fn_constructor_args=(reference,), batch_size=1, compute=pool, **settings
             )
             try:
                 for row in data.iter_rows():
@@ -376,9 +376,9 @@ def cluster():
     else:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         # As many actors as cores: each decodes with one (see data.workers.cores).
-        own = {"PYTHONPATH": root, "LOCAL_WORLD_SIZE": str(cores)}
+        variables = {"PYTHONPATH": root, "LOCAL_WORLD_SIZE": str(cores)}
         words |= {"include_dashboard": False, "num_cpus": cores, "_node_ip_address": "127.0.0.2"}
-        words["runtime_env"] = {"env_vars": own}
+        words["runtime_env"] = {"env_vars": variables}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(**words)
     for number, handler in handlers.items():  # Ray has set its own

@@ -189,7 +189,7 @@ def _range(job, number=None):
     """The entries that this process scores, or another one, as (first, last + 1): whole chunks."""
     size, total = job.config["batch_size"], len(job.pool)
     ends = sorted({0, *shard_starts(job.pool), total})
-    chunks = [first for some in pairwise(ends) for first in range(*some, size)] + [total]
+    chunks = [first for part in pairwise(ends) for first in range(*part, size)] + [total]
     first, last = distributed.share(len(chunks) - 1, number=number)
     return chunks[first], chunks[last]
 

@@ -99,9 +99,9 @@ def check_batches(network, recipe, count):
     least, processes = 2 if norms and not frozen else 1, distributed.size()
     _, batch_size = count_steps(count, recipe)
     if batch_size < least * processes:
-        one = "one process" if processes == 1 else f"{processes} processes"
+        who = "one process" if processes == 1 else f"{processes} processes"
         raise ValueError(
-            f"--batch-size: a batch of {batch_size} is too small for {one}, {least} image(s) each "
+            f"--batch-size: a batch of {batch_size} is too small for {who}, {least} image(s) each "
             f"at least ({'batch norm needs two' if least == 2 else 'none may be idle'}); raise it "
             f"(now {recipe.batch_size}), name more images or --passes, or start fewer processes"
         )

@@ -87,17 +87,17 @@ def finished_stages(folder):
     Raises FileNotFoundError where no stage has finished, and the errors of `read_stage`.
     """
     states = {stage: state_of(folder / stage) for stage in STAGES}
-    found = {s: read_stage(folder / s, s) for s, state in states.items() if state == "finished"}
-    if not found:
+    stages = {s: read_stage(folder / s, s) for s, state in states.items() if state == "finished"}
+    if not stages:
         raise FileNotFoundError(
             f"{folder} holds no finished stage (a folder such as teacher with a result.json); run "
             f"`python main.py` for it first, or name another run folder"
         )
-    if "teacher" not in found and "samples" in found:
-        elsewhere = made_from(found["samples"].folder, found["samples"].config).parent
+    if "teacher" not in stages and "samples" in stages:
+        elsewhere = made_from(stages["samples"].folder, stages["samples"].config).parent
         if state_of(elsewhere) == "finished":
-            found = {"teacher": read_stage(elsewhere, "teacher", "finetuned"), **found}
-    return found
+            stages = {"teacher": read_stage(elsewhere, "teacher", "finetuned"), **stages}
+    return stages
 
 
 def checked(path, parse):
@@ -184,23 +184,23 @@ def command_of(folder, config):
     stage, preset = config["stage"], PRESETS[config["preset"]]
     words = [*STAGES[stage][1].split(), "--preset", config["preset"]]
     words += _flag("run_dir", folder.as_posix())
-    usual = {}
+    defaults = {}
     if stage == "teacher":  # the later steps take these from the first
-        usual = {name: getattr(preset, name) for name in INHERITED if hasattr(preset, name)}
-        usual |= {"seed": 0, "data_dir": "datasets", "weights": None}
-        usual |= {"linear": False, "member": 0}
+        defaults = {name: getattr(preset, name) for name in INHERITED if hasattr(preset, name)}
+        defaults |= {"seed": 0, "data_dir": "datasets", "weights": None}
+        defaults |= {"linear": False, "member": 0}
     elif stage == "samples":
-        usual = {"unlabeled": list(preset.unlabeled), "p": preset.p, "k": preset.k}
-        usual |= {"min_score": 0.0, "strategy": "ranked", "keep_duplicates": False}
-        usual |= {"pool_size": None, "engine": None, "scores": None}
+        defaults = {"unlabeled": list(preset.unlabeled), "p": preset.p, "k": preset.k}
+        defaults |= {"min_score": 0.0, "strategy": "ranked", "keep_duplicates": False}
+        defaults |= {"pool_size": None, "engine": None, "scores": None}
     elif stage == "student":
         before = made_from(folder / stage, config).parent / "config.json"
         before = read_record(before) if before.exists() else config
-        usual = {"soft_labels": False, "joint": False, "input_size": before["input_size"]}
+        defaults = {"soft_labels": False, "joint": False, "input_size": before["input_size"]}
     else:
-        usual = {"linear": False}
-    given = {name: config.get(name, value) for name, value in usual.items()}
-    changed = {name: value for name, value in given.items() if value != usual[name]}
+        defaults = {"linear": False}
+    given = {name: config.get(name, value) for name, value in defaults.items()}
+    changed = {name: value for name, value in given.items() if value != defaults[name]}
     if stage in TRAININGS:
         recipe = vars(training_of(preset, stage, config["dataset"]))
         given = config["training"].items()
@@ -221,7 +221,7 @@ def _flag(name, value):
     """A flag and its value or values, as words; a value that begins with - is no flag."""
     name = f"--{name.replace('_', '-')}"
     if isinstance(value, list):
-        return [name, *(f"./{one}" if f"{one}".startswith("-") else str(one) for one in value)]
+        return [name, *(f"./{word}" if f"{word}".startswith("-") else str(word) for word in value)]
     return [f"{name}={value}"] if f"{value}".startswith("-") else [name, str(value) or "none"]
 
 

@@ -192,8 +192,8 @@ class Planner:
     def _training_flags(self, arm, step, recipe, sizes):
         preset = PRESETS[self.named]
         first = step in ("tags", "teacher", "further", "transferred")  # a step 1, with its flags
-        usual = asdict(getattr(preset, "teacher" if first and step != "tags" else STEPS[step]))
-        flags = {n: v for n, v in asdict(recipe).items() if v != usual[n]}
+        defaults = asdict(getattr(preset, "teacher" if first and step != "tags" else STEPS[step]))
+        flags = {n: v for n, v in asdict(recipe).items() if v != defaults[n]}
         if "batch_size" in flags:  # alone it would scale the rate
             flags["learning_rate"] = recipe.learning_rate
         if STEPS[step] == "finetune":
@@ -205,9 +205,9 @@ class Planner:
             if shared["labels_per_class"] == ALL:
                 shared["labels_per_class"] = sizes.labels_per_class
             flags |= {n: v for n, v in shared.items() if v != getattr(preset, n)}
-        own = ("soft_labels", "joint", "weights", "linear", *("dataset",) * (step == "tags"))
-        own += ("input_size",) if step.startswith("student") else ()
-        return _flags(flags | {n: v for n, v in arm.changes(step).items() if n in own})
+        fields = ("soft_labels", "joint", "weights", "linear", *("dataset",) * (step == "tags"))
+        fields += ("input_size",) if step.startswith("student") else ()
+        return _flags(flags | {n: v for n, v in arm.changes(step).items() if n in fields})
 
     def _sample_flags(self, arm, sizes):
         preset, changes = PRESETS[self.named], arm.samples

@@ -29,9 +29,9 @@ class ClusterPlace(Place):
             self.executor = submitit.AutoExecutor(self.runs / "jobs", cluster=self.cluster)
         except RuntimeError as error:
             raise ValueError(f"--cluster {self.cluster}: {error}") from None
-        own = {name.replace("-", "_"): value for name, value in self.options.items()}
+        options = {name.replace("-", "_"): value for name, value in self.options.items()}
         self.executor.update_parameters(
-            timeout_min=MINUTES, cpus_per_task=1, name="study", slurm_additional_parameters=own
+            timeout_min=MINUTES, cpus_per_task=1, name="study", slurm_additional_parameters=options
         )
 
     def start(self, run, lock, core):

@@ -22,15 +22,21 @@ def write_page(folder, preset, claims, rows, tuning):
     figures.mkdir(parents=True, exist_ok=True)
     rows = [row for row in rows if row["preset"] == preset]
     judged = [judge(claim, rows, preset, tuning) for claim in claims]
-    others = [o for one in judged if not one.claim.primary for o in one.outcomes if o.p is not None]
+    others = [
+        o
+        for result in judged
+        if not result.claim.primary
+        for o in result.outcomes
+        if o.p is not None
+    ]
     corrected = dict(zip(map(id, others), holm([o.p for o in others]), strict=True))
     sections = []
-    for one in judged:
-        path = figures / f"{one.claim.name}.svg"
+    for result in judged:
+        path = figures / f"{result.claim.name}.svg"
         path.unlink(missing_ok=True)
-        if figure := claim_figure(one.claim, one.table, one.outcomes):
+        if figure := claim_figure(result.claim, result.table, result.outcomes):
             save_svg(figure, path)
-        sections += _section(one, corrected, preset, path.exists())
+        sections += _section(result, corrected, preset, path.exists())
     lines = ["# Verdicts", "", _INTRODUCTION, "", _spent(rows), "", *_summary(judged), *sections]
     write_text(Path(folder, "verdicts.md"), "\n".join(lines) + "\n")
     return judged
@@ -68,22 +74,24 @@ def judge(claim, rows, preset, tuning):
         if int(row["seed"]) in seeds and row["arms"]:
             by_precision.setdefault(_named("precision", chain(rows, row)), []).append(row)
 
-    def found(chosen):
+    def judged(chosen):
         table = Table(accuracies(chosen, preset))
         return table, tuple(test.judge(table, seeds, tuned) for test in claim.tests)
 
     def finished(precision):
-        return sum(outcome.verdict != "unfinished" for outcome in found(by_precision[precision])[1])
+        return sum(
+            outcome.verdict != "unfinished" for outcome in judged(by_precision[precision])[1]
+        )
 
     best = max(by_precision, key=finished, default=None)
     mine = by_precision.pop(best, [])
     everything = [row for others in by_precision.values() for row in others] + mine
-    (table, outcomes), (_, mixed) = found(mine), found(everything)
+    (table, outcomes), (_, mixed) = judged(mine), judged(everything)
     outcomes = tuple(
-        replace(one, verdict="not comparable")
-        if one.verdict == "unfinished" != other.verdict
-        else one
-        for one, other in zip(outcomes, mixed, strict=True)
+        replace(ours, verdict="not comparable")
+        if ours.verdict == "unfinished" != other.verdict
+        else ours
+        for ours, other in zip(outcomes, mixed, strict=True)
     )
     ends = {}
     for row in everything:  # those of the best precision last
@@ -117,17 +125,17 @@ def _spent(rows):
 
 def print_verdicts(judged):
     """One line a part."""
-    width = max(len(one.claim.name) for one in judged)
-    for one in judged:
-        for part in parts(one):
-            print(f"{one.claim.name:<{width}}  {part.replace('**', '')}")
+    width = max(len(result.claim.name) for result in judged)
+    for result in judged:
+        for part in parts(result):
+            print(f"{result.claim.name:<{width}}  {part.replace('**', '')}")
 
 
-def parts(one):
+def parts(result):
     """Yield "part: mean [interval] **verdict**" for every test of a claim."""
-    for test, outcome in zip(one.claim.tests, one.outcomes, strict=True):
+    for test, outcome in zip(result.claim.tests, result.outcomes, strict=True):
         numbers = "; ".join(map(_interval, outcome.contrasts))
-        toy = one.claim.toy and outcome.verdict != "unfinished"
+        toy = result.claim.toy and outcome.verdict != "unfinished"
         word = f"**{outcome.verdict}{', toy' if toy else ''}**"
         name = f"{test.part}:" if test.part else ""
         yield " ".join(filter(None, (name, numbers, word)))
@@ -142,31 +150,31 @@ def _summary(judged):
     """A row a claim, or for claims that stand beside one another."""
     yield "| claim | paper | here, points, and verdict by part | bears on the paper? |"
     yield "|---|---|---|---|"
-    names = {one.claim.name for one in judged}
-    for one in judged:
-        if one.claim.beside in names:
+    names = {result.claim.name for result in judged}
+    for result in judged:
+        if result.claim.beside in names:
             continue
-        together = [one, *(other for other in judged if other.claim.beside == one.claim.name)]
+        together = [result, *(other for other in judged if other.claim.beside == result.claim.name)]
         links = ", ".join(
             f"[{o.claim.name}](#{o.claim.name}){' (primary)' if o.claim.primary else ''}"
             for o in together
         )
         here = "<br>".join(part for o in together for part in parts(o))
-        yield f"| {links} | {one.claim.paper} | {here} | {one.claim.bears} |"
+        yield f"| {links} | {result.claim.paper} | {here} | {result.claim.bears} |"
 
 
-def _section(one, corrected, preset, drawn):
-    claim = one.claim
+def _section(result, corrected, preset, drawn):
+    claim = result.claim
     yield from ("", f"## {claim.name}", "", claim.words, "", f"Paper: {claim.paper}.", "")
     if drawn:
         yield from (f"![{claim.name}](figures/{claim.name}.svg)", "")
-    yield from (f"- {part}" for part in parts(one))
+    yield from (f"- {part}" for part in parts(result))
     if claim.bears:
         yield from ("", f"Bears on the paper?  {claim.bears[0].upper()}{claim.bears[1:]}.")
     yield from ("", f"Toy: {claim.toy}.") if claim.toy else ()
     columns = ("test", "counts from", "verdict", "mean", "95 % interval", "p", "Holm", "flip", "n")
     yield from ("", f"| {' | '.join((*columns, 'points'))} |", "|---" * 10 + "|")
-    for test, outcome in zip(claim.tests, one.outcomes, strict=True):
+    for test, outcome in zip(claim.tests, result.outcomes, strict=True):
         rule = f"{type(test).__name__} | {test.smallest:g} | {outcome.verdict}"
         if not outcome.contrasts:
             yield f"| {f'{test.part}: ' if test.part else ''}{rule} | | | | | | | |"
@@ -178,11 +186,11 @@ def _section(one, corrected, preset, drawn):
                 f"| {c.name}: {rule} | {c.mean:+.2f} | {c.low:+.2f} to {c.high:+.2f} | "
                 f"{p} | {after if p else ''} | {c.p_flip:.3g} | {len(c.differences)} | {points} |"
             )
-    notes = [outcome.note for outcome in one.outcomes if outcome.note]
+    notes = [outcome.note for outcome in result.outcomes if outcome.note]
     notes = [f"{note[0].upper()}{note[1:]}." for note in notes]
-    yield from ("", *(f"{note}  " for note in (*notes, *one.notes)), "")
-    yield from _arms_table(one)
-    if any(outcome.verdict == "unfinished" for outcome in one.outcomes):
+    yield from ("", *(f"{note}  " for note in (*notes, *result.notes)), "")
+    yield from _arms_table(result)
+    if any(outcome.verdict == "unfinished" for outcome in result.outcomes):
         yield f"Not all of the {claim.seeds} registered seeds are there; this finishes it:"
     command = f"python study.py --preset {preset}"
     yield from ("```", f"{command} --claims {claim.name}")
@@ -190,12 +198,12 @@ def _section(one, corrected, preset, drawn):
     yield "```"
 
 
-def _arms_table(one):
+def _arms_table(result):
     """Every arm with what it cost and what its last selection was like."""
     yield "| arm | validation | test | n | images | multiply-adds | labels right |"
     yield "|---|---|---|---|---|---|---|"
-    for arm in one.claim.arms:
-        runs = list(one.ends.get(arm.name, {}).values())
+    for arm in result.claim.arms:
+        runs = list(result.ends.get(arm.name, {}).values())
         if not runs:
             yield f"| {arm.name} | not run | | 0 | | | |"
             continue

@@ -98,12 +98,12 @@ def row_of(run, result, config):
 
 def last_rows(rows, preset):
     """{arm: {seed: row}} of one preset, the row being that of the arm's last run."""
-    found = {}
+    by_arm = {}
     for row in rows:
         if row["preset"] == preset:
             for arm in filter(None, row["arms"].split("; ")):
-                found.setdefault(arm, {})[int(row["seed"])] = row
-    return found
+                by_arm.setdefault(arm, {})[int(row["seed"])] = row
+    return by_arm
 
 
 def accuracies(rows, preset):

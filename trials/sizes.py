@@ -66,8 +66,8 @@ class Sizes:
         labels = fewest - base.val_per_class if labels in (ALL, None) else labels
         specs = samples.get("unlabeled", base.unlabeled)
         heldout = images - classes * (labels + base.val_per_class)
-        own = {"heldout": heldout, "labelled": classes * labels}
-        pool = sum((POOLS | own)[spec] for spec in specs)
+        sizes = {"heldout": heldout, "labelled": classes * labels}
+        pool = sum((POOLS | sizes)[spec] for spec in specs)
         pool = times(pool, samples.get("pool_size", pool))
         k = samples.get("k", base.k)
         k = round(k.factor * pool / classes) if isinstance(k, Share) else times(base.k, k)
@@ -89,12 +89,12 @@ def tagged_images(dataset):
     return POOLS[dataset.removeprefix("tags:")] * 9 // 10  # a tenth is for validation and test
 
 
-def times(usual, value):
+def times(default, value):
     """A value that may be Times, against the preset's `usual` one."""
     if not isinstance(value, Times):
         return value
-    new = usual * value.factor
-    return max(1, round(new)) if isinstance(usual, int) else float(f"{new:.6g}")
+    new = default * value.factor
+    return max(1, round(new)) if isinstance(default, int) else float(f"{new:.6g}")
 
 
 @functools.cache

@@ -50,22 +50,30 @@ class Contrast:
     def of(cls, name, ours, rival):
         """ours, rival: (n,) each, one number a seed; one seed alone has no interval's width."""
         ours, rival = np.asarray(ours, float), np.asarray(rival, float)
-        found = ours - rival
-        mean = float(found.mean())
-        if np.ptp(found) < 1e-9:  # no spread, no t
+        differences = ours - rival
+        mean = float(differences.mean())
+        if np.ptp(differences) < 1e-9:  # no spread, no t
             low, high, p = mean, mean, 0.5 if abs(mean) < 1e-9 else float(mean < 0)
         else:
             low, high = stats.ttest_rel(ours, rival).confidence_interval(LEVEL)
             p = stats.ttest_rel(ours, rival, alternative="greater").pvalue
-        return cls(name, tuple(found), mean, float(low), float(high), float(p), sign_flip(found))
+        return cls(
+            name,
+            tuple(differences),
+            mean,
+            float(low),
+            float(high),
+            float(p),
+            sign_flip(differences),
+        )
 
 
 def sign_flip(differences):
     """Two-sided p: the share of all choices of signs whose mean is as far from zero as ours."""
-    found = np.asarray(differences, float)
-    signs = np.array(list(itertools.product((1, -1), repeat=len(found))))  # (2**n, n)
-    means = np.abs((signs * found).mean(1))
-    return float((means >= abs(found.mean()) - 1e-12).mean())
+    steps = np.asarray(differences, float)
+    signs = np.array(list(itertools.product((1, -1), repeat=len(steps))))  # (2**n, n)
+    means = np.abs((signs * steps).mean(1))
+    return float((means >= abs(steps.mean()) - 1e-12).mean())
 
 
 def holm(ps):

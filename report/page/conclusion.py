@@ -31,11 +31,11 @@ class Tested(NamedTuple):
 
     @classmethod
     def of(cls, run, stage):
-        found, answers = run.stages[stage], run.answers.get(stage)
-        pixels = found.config["inputs"]["labelled"]["pixels"]
+        finished, answers = run.stages[stage], run.answers.get(stage)
+        pixels = finished.config["inputs"]["labelled"]["pixels"]
         right = None if answers is None else answers.right
-        top1 = found.result["test_top1"]
-        return cls(top1, len(run.test.labels), right, pixels, found.sha256)
+        top1 = finished.result["test_top1"]
+        return cls(top1, len(run.test.labels), right, pixels, finished.sha256)
 
 
 class Arm(NamedTuple):
@@ -48,13 +48,13 @@ class Arm(NamedTuple):
     @property
     def networks(self):
         """{network: {seed: Tested}}, in the order of the steps, the rival last."""
-        found = {}
+        columns = {}
         for run, rival in zip(self.runs, self.rivals, strict=True):
             trained = {stage: Tested.of(run, stage) for stage in run.curves}
             trained |= {RIVAL: Tested.of(rival, "teacher")} if rival else {}
             for name, tested in trained.items():
-                found.setdefault(name, {})[seed_of(run)] = tested
-        return {name: found[name] for name in TRAININGS if name in found}
+                columns.setdefault(name, {})[seed_of(run)] = tested
+        return {name: columns[name] for name in TRAININGS if name in columns}
 
     @property
     def last(self):
@@ -90,13 +90,13 @@ def arms_of(runs, is_rival):
 
 def settings_of(run):
     """{name: text} of the settings that make an arm; those of a training with its stage before."""
-    found = {}
+    settings = {}
     for stage, content in run.stages.items():
         for name, value in flat(content.config):
             if not name.startswith(_UNCOMPARED):
                 short = name.removeprefix("training.")
-                found.setdefault(short if short == name else f"{stage}: {short}", value)
-    return found
+                settings.setdefault(short if short == name else f"{stage}: {short}", value)
+    return settings
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -146,8 +146,8 @@ def difference(ours, theirs):
 def shared_teacher(arms):
     """The column of the teachers that all of several arms start from, None where they differ."""
     columns = [arm.networks.get("teacher", {}) for arm in arms]
-    hashes = [{seed: it.sha256 for seed, it in column.items()} for column in columns]
-    same = len(arms) > 1 and all(found == hashes[0] for found in hashes)
+    hashes = [{seed: tested.sha256 for seed, tested in column.items()} for column in columns]
+    same = len(arms) > 1 and all(seeds == hashes[0] for seeds in hashes)
     return columns[0] if same and hashes[0] else None
 
 
@@ -156,14 +156,14 @@ def shared_teacher(arms):
 
 def conclusion(arms):
     """What the page begins with: a dict of sentence, details, differences (a table), picture."""
-    found = list(_differences(arms))
+    differences = list(_differences(arms))
     rows = [
         (name, f"{gap:+.2f}", f"[{low:+.2f}, {high:+.2f}]", f"{p:.3f}" if p >= 0.001 else "< 0.001",
          paired)
-        for name, gap, low, high, p, paired in found
+        for name, gap, low, high, p, paired in differences
     ]  # fmt: skip
     head = ("difference in test top-1", "points", "95 % interval", "p", "paired")
-    details = [_reading(*one) for one in found[:3]]
+    details = [_reading(*difference) for difference in differences[:3]]
     facts = {"differences": {"head": head, "rows": rows}, "details": details}
     facts["rival"] = any(any(arm.rivals) for arm in arms)
     return facts | {"sentence": _sentence(arms), "picture": _picture(arms) if arms else None}
@@ -177,8 +177,8 @@ def _sentence(arms):
     of_all = f"of the {len(run.test.labels):,} test {'digits' if digits else 'images'}"
     if len(arms) > 1:
         shares = [(np.mean(top1(arm.networks[arm.last])), arm.name) for arm in arms]
-        some = shares if len(arms) < 4 else (min(shares), max(shares))
-        shown = [f"{name} {share:.1f}{SPACE}%" for share, name in some]
+        chosen = shares if len(arms) < 4 else (min(shares), max(shares))
+        shown = [f"{name} {share:.1f}{SPACE}%" for share, name in chosen]
         return f"Right {of_all}: {(', ' if len(arms) < 4 else ' to ').join(shown)}"
     shown = {name: f"{np.mean(top1(column)):.1f}{SPACE}%" for name, column in networks.items()}
     last, seeds = arms[0].last, len(arms[0].runs)
@@ -209,9 +209,9 @@ def _differences(arms):
                 text = f"{whose} minus {TRAININGS[name]}"
                 pairs.append((text, arm.networks[arm.last], arm.networks[name]))
     for arm in arms[1:]:
-        columns = (one.networks[one.last] for one in (arm, arms[0]))
+        columns = (ends.networks[ends.last] for ends in (arm, arms[0]))
         pairs.append((f"{arm.name} minus {arms[0].name}", *columns))
-    return [(text, *found) for text, *columns in pairs if (found := difference(*columns))]
+    return [(text, *numbers) for text, *columns in pairs if (numbers := difference(*columns))]
 
 
 def _picture(arms):
@@ -223,7 +223,9 @@ def _picture(arms):
             for name, column in arm.networks.items()
             if not (shared and name == "teacher")
         ]
-        rows += [(arm.name, dots)] if len(arms) > 1 else [(TRAININGS[it[0]], [it]) for it in dots]
+        rows += (
+            [(arm.name, dots)] if len(arms) > 1 else [(TRAININGS[dot[0]], [dot]) for dot in dots]
+        )
     lines = [
         (f"{text}: {TRAININGS[name]}" if len(arms) > 1 else text, f"{mean:.2f}",
          f"{low:.2f} to {high:.2f}", " ".join(f"{x:.2f}" for x in seeds))

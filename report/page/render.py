@@ -70,17 +70,20 @@ def _comparison(arms):
     """Arms side by side: accuracies, selections, the settings that differ and those that do not."""
     shared, networks = conclusion.shared_teacher(arms), [arm.networks for arm in arms]
     lines = [
-        (training, *(conclusion.value(some[name]) if name in some else "" for some in networks))
+        (
+            training,
+            *(conclusion.value(column[name]) if name in column else "" for column in networks),
+        )
         for name, training in TRAININGS.items()
-        if any(name in some for some in networks) and not (shared and name == "teacher")
+        if any(name in column for column in networks) and not (shared and name == "teacher")
     ]
     firsts = [arm.runs[0] for arm in arms]
     if all(run.rows for run in firsts):
         lines.append(("rows kept, first seed", *(f"{len(run.rows[0]):,}" for run in firsts)))
         lines.append(("labels right, first seed", *map(steps.labels_text, firsts)))
     settings = [conclusion.settings_of(run) for run in firsts]
-    names = dict.fromkeys(name for some in settings for name in some)
-    rows = [(name, *(some.get(name, "") for some in settings)) for name in names]
+    names = dict.fromkeys(name for column in settings for name in column)
+    rows = [(name, *(column.get(name, "") for column in settings)) for name in names]
     # A setting of a stage that only one of the runs has is no difference between them.
     differ = [row for row in rows if len({*row[1:]} - {""}) > 1]
     equal = [row[:2] for row in rows if row not in differ and row.count("") < len(arms) - 1]

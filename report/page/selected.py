@@ -139,8 +139,8 @@ def left_out(run):
     kinds |= {"near_duplicate": "nearly equal to a labelled image"}
     counts, lines = run.stages["samples"].result["left_out"], []
     for kind, text in kinds.items():
-        found = counts[kind] if isinstance(counts[kind], dict) else {"": counts[kind]}
-        lines += [(f"{text} {subset and f'({subset})'}", n) for subset, n in found.items() if n]
+        by_subset = counts[kind] if isinstance(counts[kind], dict) else {"": counts[kind]}
+        lines += [(f"{text} {subset and f'({subset})'}", n) for subset, n in by_subset.items() if n]
     pictures = []
     for (name, reason), position in zip(run.skipped[:LEFT_OUT], run.skipped_at, strict=False):
         image = run.pool.images[torch.tensor([position])][0].numpy()

@@ -95,13 +95,13 @@ def learning(chains, uid):
 
 def _curves(run, rival):
     """{network: (images processed, validation top-1)}, the steps one after the other."""
-    found, before = {}, 0
+    curves, before = {}, 0
     for name, stage in run.stages.items():
         if name in run.curves:
             images, top1 = zip(*run.curves[name], strict=True)
-            found[name] = [before + count for count in images], top1
+            curves[name] = [before + count for count in images], top1
         before += stage.result.get("images_processed", stage.result.get("scored"))
-    return found | ({RIVAL: tuple(zip(*rival.curves["teacher"], strict=True))} if rival else {})
+    return curves | ({RIVAL: tuple(zip(*rival.curves["teacher"], strict=True))} if rival else {})
 
 
 def settings(run, command_of):

@@ -18,31 +18,33 @@ LOST = 10  # points of a class, from which on a loss is told in words
 
 def confusions(run, uid):
     """Of each network a matrix, as a table of cells or, of many classes, as a chart."""
-    found = []
+    charts = []
     for stage, matrix in _matrices(run).items():
         head = ("true class", "taken for", "images", "% of the true class")
         pairs = [
-            (true, taken, count, f"{share:.1f}")
-            for true, taken, count, share in most_confused(matrix, run.classes)
+            (true, predicted, count, f"{share:.1f}")
+            for true, predicted, count, share in most_confused(matrix, run.classes)
         ]
         title, name = TRAININGS[stage].capitalize(), f"{uid}-confusion-{stage}"
         right, images = np.trace(matrix), matrix.sum()
         note = f"{right:,} of {images:,} test images are right, {percent(right, images)}."
         if len(run.classes) > MANY:
             figure = figures.confusion_matrix(matrix, run.classes)
-            found.append(chart(figure, title, name, (head, pairs), "wide", note))
+            charts.append(chart(figure, title, name, (head, pairs), "wide", note))
             continue
         shares = np.round(100 * matrix / np.maximum(1, matrix.sum(1, keepdims=True))).astype(int)
         cells = np.stack([matrix, shares], 2).tolist()  # (C,C,2)
         facts = {"title": title, "name": name, "note": note, "head": head, "rows": pairs}
-        found.append(facts | {"classes": run.classes, "cells": cells})
-    return found
+        charts.append(facts | {"classes": run.classes, "cells": cells})
+    return charts
 
 
 def _matrices(run):
     """{stage: confusion matrix} of the networks whose answers were kept."""
     labels, number = run.test.labels, len(run.classes)
-    return {stage: confusion(it.top1, labels, number) for stage, it in run.answers.items()}
+    return {
+        stage: confusion(answers.top1, labels, number) for stage, answers in run.answers.items()
+    }
 
 
 def by_class(run, uid):
@@ -62,7 +64,7 @@ def by_class(run, uid):
 
 def _losses(right, classes):
     """The classes that lost most from one network to the next: text."""
-    found = []
+    sentences = []
     for before, after in itertools.pairwise(right):
         change = np.nan_to_num(right[after] - right[before])
         lost = [label for label in np.argsort(change, kind="stable")[:3] if change[label] <= -LOST]
@@ -71,8 +73,8 @@ def _losses(right, classes):
                 f"{classes[label]} {right[before][label]:.0f} to {right[after][label]:.0f}{SPACE}%"
                 for label in lost
             )
-            found.append(f"Lost from {TRAININGS[before]} to {TRAININGS[after]}: {shown}.")
-    return " ".join(found)
+            sentences.append(f"Lost from {TRAININGS[before]} to {TRAININGS[after]}: {shown}.")
+    return " ".join(sentences)
 
 
 def _right_per_class(matrix):
@@ -96,12 +98,12 @@ def mistakes(run):
             "Both wrong": ~first.right & ~last.right,
         }
     groups = []
-    for title, some in kinds.items():
-        found = np.flatnonzero(some)
-        clear = -last.probability if last.right[found].all() else last.probability
-        found = found[np.argsort(clear[found], kind="stable")][:MISTAKES]  # the clearest first
-        pictures = [_tested(run, i, {stages[0]: first, stages[-1]: last}) for i in found]
-        groups.append({"title": title, "count": int(some.sum()), "pictures": pictures})
+    for title, mask in kinds.items():
+        images = np.flatnonzero(mask)
+        clear = -last.probability if last.right[images].all() else last.probability
+        images = images[np.argsort(clear[images], kind="stable")][:MISTAKES]  # the clearest first
+        pictures = [_tested(run, i, {stages[0]: first, stages[-1]: last}) for i in images]
+        groups.append({"title": title, "count": int(mask.sum()), "pictures": pictures})
     return groups
 
 
@@ -109,10 +111,10 @@ def _tested(run, i, answers):
     """A test image.  answers: {stage: stages.whole_run.Answers}"""
     truth = run.classes[int(run.test.labels[i])]
     lines = [f"true: {truth}"]
-    for stage, it in answers.items():
-        said, mark = run.classes[it.top1[i]], figures.LOOKS[bool(it.right[i])][1]
-        chance = f"{100 * it.probability[i]:.0f}{SPACE}%"
-        chance = chance if it.right[i] else f"{truth}: {chance}"
+    for stage, answer in answers.items():
+        said, mark = run.classes[answer.top1[i]], figures.LOOKS[bool(answer.right[i])][1]
+        chance = f"{100 * answer.probability[i]:.0f}{SPACE}%"
+        chance = chance if answer.right[i] else f"{truth}: {chance}"
         lines.append(f"{TRAININGS[stage].removeprefix('student, ')}: {said} {mark} ({chance})")
     return {
         "src": data_uri(run.test.images[torch.tensor([int(i)])][0].numpy()),
