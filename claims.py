@@ -477,11 +477,11 @@ _CAPACITY = (_teacher_capacity, _self_training, _student_capacity)
 _STRONG_TEACHER = (_teacher_strength, _strong_teacher, _pool_relevance, _strong_student_capacity)
 _ALL = (_pipeline, _fine_tuning, _strong_recipe, *_SWEEPS, _semi_weak, _transfer, *_CAPACITY)
 _ALL += (_pipeline_all_labels, *_STRONG_TEACHER)
-# A digit has no tags and does not survive TrivialAugment, and no weights of ImageNet know it.
+# Digits have no tags, are not recognisable after TrivialAugment, and are not in ImageNet.
 _MAKERS = {"demo": (_pipeline, _fine_tuning, *_SWEEPS, *_CAPACITY), "cifar100-cpu": (_card,)}
 # With all labels no pool of the classes sought is left, and CIFAR-10 is in the pool.
 _FITTING = tuple(make for make in _ALL if make not in (_transfer, *_STRONG_TEACHER))
 _MAKERS |= dict.fromkeys(("cifar100", "cifar100-paper"), _FITTING)
-# CIFAR-10 has the regime in which the labels alone have little more to gain: 500 labels, and a pool
-# about as many times larger as the paper's.  A good selection has more to give there.
+# On CIFAR-10, with 500 labels, longer training gains the labels alone little, and the pool is about
+# as many times larger as the paper's.
 _MAKERS["cifar10"] = (_pipeline, _fine_tuning, _pool_size, _selection, _k, *_SECOND)

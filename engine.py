@@ -234,7 +234,7 @@ def _shares(batches, labels, images_device, device, first):
 
 def _moved(batch, device):
     """The batch on `device`.  A GPU fetches it from pinned memory while the CPU goes on; from other
-    memory the CPU would have to wait for all that the GPU has to do before.
+    memory the CPU would wait until the GPU has done all its earlier work.
     """
     if device.type == "cuda" and batch.device.type == "cpu":
         batch = batch.pin_memory()
@@ -245,9 +245,9 @@ def _change_weights(state, loss):
     """The optimizer's step, which changes nothing where it is refused; -> 1.0 for refused, else 0.
 
     The fused optimizer reads `found_inf` on the device, so nothing waits.  Several processes share
-    gradients and not losses, and have to decide alike: they look at the gradients alone.  Their L2
-    norm tells: a CPU has it in a tenth of the time of the largest one.  A norm above 10^19 counts
-    as not finite, too, since float32 does not hold its square.
+    gradients, not losses, and have to decide alike, so they look at the gradients' L2 norm alone,
+    which a CPU has in a tenth of the time of the largest gradient.  A norm above 10^19 counts as
+    not finite, too, since float32 does not hold its square.
     """
     optimizer, refused_before = state.optimizer, state.sums[2] > 0
     if state.scaler.is_enabled():

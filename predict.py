@@ -8,7 +8,7 @@ Reads    image files, folders of any depth, patterns of file names; a stage's fo
          an exported file, or published weights (downloaded on first use)
 Writes   to the screen; with --tensorboard also the pictures with their predictions
 
-Of an image in a folder that is named after a class the answer is marked right or wrong.
+The answer is marked right or wrong for an image in a folder that is named after a class.
 A broken image is reported and the others go on.  Exit code 0 when an image was classified, 1 when
 none could be read, 2 for a bad flag or a name that leads to no image.
 """
@@ -29,7 +29,7 @@ from stages.program import begin
 
 CHECKPOINT = Path("runs/cifar100/finetuned")
 BOARD = Path("runs/predictions")
-SECONDS = 30  # that one picture may take: some small files take minutes
+SECONDS = 30  # seconds that one picture may take; some small files take minutes
 
 
 def parse(argv):

@@ -113,7 +113,7 @@ class TopK:
 
     def _prune(self):
         """Drop the candidates of the buffer that are below the bound of their group, and those with
-        too low a score: here, where a GPU is waited for anyway, and not as they come.
+        too low a score: not in `add`, because here a GPU is waited for anyway.
         """
         columns = [column[: self._filled] for column in self.buffer]
         group, priority, position = columns[:3]

@@ -109,7 +109,7 @@ def _load(folder, compare=False):
             return block
         if block is not None:
             print(f"the cache {folder} is damaged, its images are decoded again", file=sys.stderr)
-        # Others may be reading it: its name is taken from it at once, its files live on for them.
+        # Others may be reading it: renaming it keeps their open files valid.
         aside = unfinished(folder)
         if _version(folder) == before:  # and not what another process has put there meanwhile
             os.rename(folder, aside)

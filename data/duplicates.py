@@ -108,7 +108,7 @@ class _Index:
     """The labelled images, prepared for the search of similar ones."""
 
     def __init__(self, images):
-        from sklearn.neighbors import NearestNeighbors  # here: a second to import
+        from sklearn.neighbors import NearestNeighbors  # imported here: it takes a second
 
         self.images = images
         chunks = (images[first : first + CHUNK] for first in range(0, len(images), CHUNK))

@@ -156,9 +156,9 @@ def list_folder(root, folders=None):
     root: path;  folders: names of direct subfolders, to look only into these
     -> Listing
 
-    A symbolic link to a file counts.  A link to a folder is followed where its images are not met
-    anyway, once for each real folder, so that loops end.  Hidden files, folders of thumbnails, and
-    files without an image suffix are no entries.
+    A symbolic link to a file counts.  A link to a folder is followed once for each real folder,
+    unless its images are listed anyway.  Hidden files, folders of thumbnails, and files without an
+    image suffix are no entries.
     Raises ValueError where a folder cannot be listed.
     """
     root = os.path.abspath(os.fsencode(root))
@@ -287,8 +287,8 @@ def list_tars(shards):
     A compressed shard has no random access: listing unpacks it once, and so does every process that
     decodes from it, from its beginning on; nothing is unpacked to the disk.
 
-    Of neighbours with the same key (the name up to its first dot: a sample of webdataset) with
-    a plain suffix among them, such as x.seg.png and x.webp, the first with a plain one counts.
+    Neighbours with the same key (the name up to its first dot) are one webdataset sample.  Of
+    x.seg.png and x.webp the one with a plain suffix counts; of several, the first.
     Hidden members, and members without an image suffix, are no entries.
     Raises ValueError for a file that is not a tar archive, OSError for one that cannot be read.
     """

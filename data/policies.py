@@ -90,7 +90,7 @@ def inverse_matrix(name, strength, side):
 def transform(images, function, strength, source):
     """Image i goes through FUNCTIONS[function[i]] with its own strength or source.
 
-    Each function works on all images, since to pick some out the host would wait for their number.
+    Each function works on all images: picking some out would make the host wait for their number.
     """
     for number, run in enumerate(FUNCTIONS):
         changed = run(images, source if run is warp else strength)

@@ -66,7 +66,7 @@ def cut_test(labels, share, classes):
     different seeds share one test set.
     Raises ValueError for a class too small to give any.
     """
-    from sklearn.model_selection import train_test_split  # here: a second to import
+    from sklearn.model_selection import train_test_split  # imported here: it takes a second
 
     counts = np.bincount(labels)
     if (least := counts.min()) * share < 1:

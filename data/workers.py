@@ -36,7 +36,7 @@ from .decode import (
 )
 
 CHUNK = 256  # images a task
-SECONDS = 10  # of a processor that one picture may take; some small files would take minutes
+SECONDS = 10  # processor seconds that one picture may take; some small files would take minutes
 CRASHES = "crashes the decoder"
 TOO_SLOW = f"takes longer than {SECONDS} s to decode"
 WRITE_BYTES = 2**20  # of squares written at a time; they stay in the processor's cache until then

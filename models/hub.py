@@ -109,7 +109,7 @@ def name_in_zoo(weights):
 
 
 def licence_of(weights):
-    """The licence of weights, given by name or file, as model hubs spell it; "unknown" of most."""
+    """The licence of weights, given by name or file, as model hubs spell it; mostly "unknown"."""
     if name_in_zoo(weights):
         return LICENCE.lower().replace(" ", "-")
     if str(weights).startswith(PREFIX):

@@ -43,8 +43,8 @@ def selection_facts(rows, num_classes, k):
 
 
 def verdicts(rows):
-    """Of each of SelectedRows: True for a right label, False for a wrong one and for any of an
-    image of no class, None where nothing is known.  -> object (M,)
+    """For each row: True for a right label, False for a wrong one and for any label of an image of
+    no class, None where nothing is known.  -> object (M,)
     """
     return np.where(rows.truth == UNKNOWN, None, rows.truth == rows.label)
 

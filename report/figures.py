@@ -32,8 +32,8 @@ LOOKS = {
     False: (RED, "\N{BALLOT X}", "wrong pseudo-label"),
     None: (None, "?", "nothing known of the image"),
 }
-_NAMED = 100  # at most so many names along an axis; of more, every second, third, ... is written
-_NUMBERED = 20  # a matrix of at most so many classes has its numbers written in
+_NAMED = 100  # names along an axis at most; with more, every second, third, ... is written
+_NUMBERED = 20  # classes of a matrix up to which its numbers are written in
 _RANK_BINS = 20
 
 

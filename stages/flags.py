@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Format(argparse.RawDescriptionHelpFormatter):
-    """Of several spellings of a flag the first is shown, of a Boolean not its values."""
+    """Shows the first of several spellings of a flag, and no values of a Boolean."""
 
     def _format_action_invocation(self, action):
         if not action.option_strings:

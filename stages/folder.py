@@ -36,7 +36,7 @@ STAGES = {
 }
 # stage -> the flag that names what it is made from, where that is not in its own run folder
 PARENT_FLAGS = {"samples": "teacher", "student": "selection", "finetuned": "student"}
-# What a finished stage answers for: result.json has the hash of each.
+# Files of a finished stage whose hashes result.json has.
 PRODUCTS = (
     "config.json",
     "members.csv",
@@ -53,7 +53,7 @@ _ARTEFACTS = (
     "projector_config.pbtxt",
     "events.out.tfevents.*",
 )
-# Of an unfinished stage: one a process, and what a killed one has left.
+# Files of an unfinished stage, some of them one a process, and leftovers of a killed one.
 WORKING_FILES = ("resume*.pt", "shards/*.json", "scores-*.bin", "*.partial-*")
 LOCK = "lock"
 
@@ -253,8 +253,8 @@ def _again(folder):
 def take_lock(path):
     """-> a file descriptor that holds the lock, None where somebody else has it.
 
-    The kernel gives it up with the last process that has it open: nothing is left behind by
-    kill -9, and a step that outlives its study.py keeps it until it is done.
+    The kernel releases it when the last process that has it open ends: kill -9 leaves nothing
+    behind, and a step that outlives its study.py keeps it until it is done.
     Raises ValueError for a link, a pipe or anything else that is no file of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,10 @@ def check_unchanged(saved, now):
         )
 
 
-_AROUND = ("device_name", "versions")  # may change between two parts of a stage, and its bits then
+_AROUND = (
+    "device_name",
+    "versions",
+)  # these may change between two parts of a stage, and its bits with them
 
 
 def with_resumption(saved, now):

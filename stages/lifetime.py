@@ -141,7 +141,7 @@ class OpenStage:
             check_parent(self.folder, self.saved)
 
     def settle(self, config):
-        """The content of config.json: `config`, where the stage is resumed that of its begin.
+        """The content of config.json: `config`, or what a resumed stage began with.
 
         Raises ValueError where it would go on with other settings or data.
         """

@@ -130,7 +130,7 @@ def training_of(preset, stage, dataset):
 
 
 def _with_absolute_tags(given):
-    """Named from another working directory the pool is the same."""
+    """The settings with an absolute path to the pool of tags:POOL, for any working directory."""
     if not (given["dataset"] or "").startswith(TAGS):
         return given
     return given | {"dataset": TAGS + absolute(given["dataset"].removeprefix(TAGS))}
@@ -348,7 +348,7 @@ def load_dataset(settings, earlier=None, classes=None):
 
 
 def cache_of(settings):
-    """The folder of decoded images.  One's own class folders may be read-only: not beside them."""
+    """The folder of decoded images; not beside a user's class folders, which may be read-only."""
     default = "datasets" if settings["dataset"] == "folder" else settings["data_dir"]
     return Path(settings.get("cache_dir") or Path(default, "cache"))
 

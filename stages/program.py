@@ -48,8 +48,8 @@ class Interrupted(BaseException):
 
 
 def begin(parse, goes_on=True):
-    """What a script does before it imports torch, which takes seconds: --help and wrong flags end
-    it, and from now on a signal ends it in one line.
+    """What a script does before the seconds that the import of torch takes: --help and wrong flags
+    end it here, and from now on a signal ends it in one line.
 
     parse: argv -> arguments;  goes_on: whether the work goes on when nobody reads the output
     """
@@ -244,8 +244,8 @@ def _say_stopped(signum):
 
 
 def stopped(signum):
-    """Nothing is left to do but to end.  A script does so at once: to take torch down would cost
-    more than a second of the processor, ten times that beside other work.
+    """End the program. A script skips Python's own shutdown: taking torch down would cost more than
+    a second of the processor, ten times that beside other work.
     """
     _say_stopped(signum)
     if not _signals.script:

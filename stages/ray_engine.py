@@ -43,7 +43,7 @@ from .scoring import SAVE_SECONDS, Scored, new_selector
 
 ROUND = 1000  # shards that Ray Data gets at a time
 RETRIES = 2  # of a shard whose actor died
-CPUS = 0.9  # of an actor: where they took whole ones, Ray's own tasks would starve
+CPUS = 0.9  # of an actor; whole ones would starve Ray's own tasks
 ACTORS_A_GPU = 2  # one scores while the other decodes
 
 

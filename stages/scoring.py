@@ -1,4 +1,4 @@
-"""The walk over the pool in step 2: score, rank, save; stopped anywhere it goes on from there.
+"""The walk over the pool in step 2: score, rank, save; it goes on wherever it was stopped.
 
 The pool is scored in chunks of a fixed size; a tar shard begins a new one, so that a shard has the
 same scores wherever it is scored.  Every process of a torchrun job has a contiguous range of whole

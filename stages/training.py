@@ -25,10 +25,10 @@ from .lifetime import OpenStage, chain_settings, identity, running
 
 LOOK_SECONDS = 1  # between two looks at a training: progress bar, signals
 SAVE_SECONDS = 30  # between two saves: one of a ResNet-50 is 190 MB
-# On a GPU: images trained on for each validation image, at least.  To evaluate an image takes about
-# a third of a training step's time for it, so that all evaluations take 2 % of the time.
+# On a GPU: images trained on for each validation image, at least.  Evaluating an
+# image takes about a third of the time of training on it, so evaluations take 2 % of the time.
 TRAINED_PER_EVALUATED = 20
-EVALUATED = 500  # images at a time; a part of 5,000 and of 10,000 images
+EVALUATED = 500  # images at a time; it divides 5,000 and 10,000
 _SHOWN = 32  # training images in TensorBoard
 
 

@@ -90,7 +90,7 @@ def tagged_images(dataset):
 
 
 def times(default, value):
-    """A value that may be Times, against the preset's `usual` one."""
+    """A value that may be Times, against the preset's own, `default`."""
     if not isinstance(value, Times):
         return value
     new = default * value.factor

@@ -108,13 +108,13 @@ def top1(column):
 
 
 def value(column):
-    """Text: percent, of several seeds the mean and the standard deviation."""
+    """Text: percent; for several seeds the mean and the standard deviation."""
     spread = f" ± {np.std(top1(column), ddof=1):.2f}" if len(column) > 1 else ""
     return f"{np.mean(top1(column)):.2f}{spread}{SPACE}%"
 
 
 def _interval(column):
-    """The 95 % interval in percent: of several seeds Student's, of one Wilson's."""
+    """The 95 % interval in percent: Student's of several seeds, Wilson's of one."""
     if len(column) > 1:
         _, low, high, _ = difference_over_seeds(top1(column), np.zeros(len(column)))
         return max(0, low), min(100, high)
@@ -125,7 +125,7 @@ def _interval(column):
 def difference(ours, theirs):
     """(points, low, high, p, text: what was paired) of two columns; None where nothing can be.
 
-    Of several seeds that both have, the seeds are paired, else the answers to the test images.
+    Pairs the seeds where both have several, otherwise the answers to the test images.
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if len(seeds) > 1:

@@ -17,7 +17,7 @@ LOST = 10  # points of a class, from which on a loss is told in words
 
 
 def confusions(run, uid):
-    """Of each network a matrix, as a table of cells or, of many classes, as a chart."""
+    """A matrix for each network: a table of cells, or a chart where there are many classes."""
     charts = []
     for stage, matrix in _matrices(run).items():
         head = ("true class", "taken for", "images", "% of the true class")
