@@ -1,9 +1,8 @@
 """Settings: from the preset, the stage before and the flags; what --resume may not change."""
 
-from dataclasses import fields
 from pathlib import Path
 
-from presets import PRESETS, Training, override
+from presets import PRESETS, override
 
 # What steps 2 to 4 take from the stage before; a flag may repeat it but not change it.
 INHERITED = ("preset", "dataset", "seed", "labels_per_class", "val_per_class", "input_size")
@@ -44,25 +43,6 @@ def inherit(flags, earlier=None, stage=None):
         place = flags.get(name) or earlier.get(name)
         settings[name] = place and Path(place)
     return settings
-
-
-def recipe_in_force(preset, flags, saved=None, examples=None):
-    """The presets.Training of a stage: the preset's under the flags.
-
-    flags: as in `inherit`, all fields among them;  saved: the fields of the stage that is
-    resumed, which then stand in for the preset's;  examples: how many there are, once that is known
-    A batch is no larger than all passes of an epoch over the examples.  Where no learning rate is
-    given, it follows the batch: the paper's rule, so much for every 256 images (after Goyal et al.
-    2017).
-    """
-    names = [setting.name for setting in fields(Training)]
-    base = Training(**{n: saved[n] for n in names if n in saved}) if saved else preset
-    recipe = override(base, **{name: flags[name] for name in names})
-    batch_size = min(recipe.batch_size, examples * recipe.passes) if examples else recipe.batch_size
-    rate = recipe.learning_rate
-    if flags["learning_rate"] is None and batch_size != base.batch_size:
-        rate = base.learning_rate * batch_size / base.batch_size
-    return override(recipe, batch_size=batch_size, learning_rate=rate)
 
 
 def check_unchanged(saved, now):

@@ -7,7 +7,7 @@ in which it happens.  Nothing is written here.
 import platform
 import shutil
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,13 +27,13 @@ from files import sha256_of_file
 from models import others
 from models.hub import HUB, hub_name, published_weights
 from models.networks import build_model, check_name, head_of
-from presets import PRESETS, override
+from presets import PRESETS, Training, override
 from topk import MAX_POSITION
 
 from . import checkpoint, flags
 from .device import device_name, faster_precision, multiply_adds, settle_compile, settle_compute
 from .folder import STAGES, check_file, command
-from .inherit import inherit, recipe_in_force
+from .inherit import inherit
 from .lifetime import read_stage
 from .program import tell
 from .scoring import ScoringJob
@@ -47,7 +47,7 @@ SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
 # multiply-adds of a training that a core does in a second, as ResNet-50 does them at 64 px.
 FOR_A_GPU = ("cifar100", "cifar100-paper")
 FOR_A_CPU = {"cifar10": "10 minutes", "lab": "20 minutes", "cifar100-cpu": "a night"}
-RATE = {"float32": 2.2e10, "bfloat16": 7e10, "float16": 2.2e10}
+RATE = {"float32": 2.2e10, "bfloat16": 1.1e11, "float16": 2.2e10}
 
 
 # --- trainings: steps 1, 3 and 4 ----------------------------------------------------------------
@@ -58,7 +58,7 @@ def prepare_training(given, stage, device, parent=None, examples=None, **facts):
 
     stage: OpenStage;  parent: FinishedStage that it is made from, None for step 1
     examples: (labelled, split, settings) -> images, labels to learn; by default the labelled ones
-    own: of config.json what only this step has
+    facts: of config.json what only this step has
     """
     given = _with_absolute_tags(given)
     settings = inherit(given, stage.saved or (parent and parent.config), stage.name)
@@ -121,6 +121,25 @@ def prepare_training(given, stage, device, parent=None, examples=None, **facts):
         images=images,
         labels=labels,
     )
+
+
+def recipe_in_force(preset, flags, saved=None, examples=None):
+    """The presets.Training of a stage: the preset's under the flags.
+
+    flags: as in `inherit.inherit`, all fields among them;  saved: the fields of the stage that is
+    resumed, which then stand in for the preset's;  examples: how many there are, once that is known
+    A batch is no larger than all passes of an epoch over the examples.  Where no learning rate is
+    given, it follows the batch: the paper's rule, so much for every 256 images (after Goyal et al.
+    2017).
+    """
+    names = [setting.name for setting in fields(Training)]
+    base = Training(**{n: saved[n] for n in names if n in saved}) if saved else preset
+    recipe = override(base, **{name: flags[name] for name in names})
+    batch_size = min(recipe.batch_size, examples * recipe.passes) if examples else recipe.batch_size
+    rate = recipe.learning_rate
+    if flags["learning_rate"] is None and batch_size != base.batch_size:
+        rate = base.learning_rate * batch_size / base.batch_size
+    return override(recipe, batch_size=batch_size, learning_rate=rate)
 
 
 def training_of(preset, stage, dataset):
@@ -405,7 +424,7 @@ def config_of(stage, settings, labelled, normalisation, compute, parent=None, **
 
     stage: its name;  settings: of `inherit`;  labelled: data.LabelledSet
     normalisation: mean and std, three numbers each;  compute: device.Compute
-    parent: of FinishedStage.as_parent;  own: what only this stage has
+    parent: of FinishedStage.as_parent;  facts: what only this stage has
     """
     mean, std = normalisation
     return {
