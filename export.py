@@ -56,7 +56,7 @@ from report.tables import print_table
 from stages import checkpoint
 from stages.folder import read_record, state_of
 from stages.lifetime import read_stage
-from stages.program import program, working
+from stages.program import as_failures, program
 
 
 @program
@@ -71,7 +71,7 @@ def main(argv=None):
     tensors = {name: tensor.cpu().contiguous() for name, tensor in content["state_dict"].items()}
     content = {**content, "state_dict": tensors}
     form = "hub" if args.hub_folder or args.push else args.format
-    with working():
+    with as_failures():
         args.out.mkdir(parents=True, exist_ok=True)
         # In a folder of this process's own, because other exports may be writing to OUT.
         with tempfile.TemporaryDirectory(prefix=".partial-", dir=args.out) as folder:

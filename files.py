@@ -23,7 +23,7 @@ def sha256_of_file(path):
 
 
 @contextmanager
-def named(path):
+def naming(path):
     """An OSError inside, such as that of a full disk while something is written, names `path`."""
     try:
         yield
@@ -60,7 +60,7 @@ def whole_file(path):
     path = Path(path)
     partial = unfinished(path)
     try:
-        with named(path):
+        with naming(path):
             yield partial
         if partial.is_dir() and path.is_dir():
             path.rmdir()  # Windows renames no folder onto another

@@ -70,14 +70,14 @@ import torch
 
 import distributed
 from data import selection
-from data.labelled import called
+from data.labelled import display_name
 from report import diagnostics, tables
 from report.board import Board
 from report.diagnostics import SelectedRows
 from stages import scoring
 from stages.device import set_up_device
 from stages.inherit import inherit
-from stages.lifetime import chain_settings, open_stage, read_stage, running
+from stages.lifetime import chain_settings, open_stage, read_stage, run_logged
 from stages.prepare import load_dataset, prepare_scoring, reopen
 from stages.program import Failure, program, saving_first, tell
 
@@ -107,7 +107,7 @@ def select(args, stage, device):
         tell("looking for copies of labelled images")
         job.pool.find_duplicates(job.guard)
     walk = engine.Walk(job)
-    with running(stage, job.config, Board) as log:
+    with run_logged(stage, job.config, Board) as log:
         with saving_first():
             scored = engine.run(walk)
         if log is None:
@@ -147,7 +147,7 @@ def result_of(job, rows, scored):
     kept = np.unique(rows.position)
     return {
         "stage": job.stage.name,
-        "dataset": called(c["dataset"], c["data_dir"]),
+        "dataset": display_name(c["dataset"], c["data_dir"]),
         "model": job.teacher.name,
         "seed": c["seed"],
         "num_parameters": sum(p.numel() for p in job.teacher.model.parameters()),

@@ -70,7 +70,7 @@ from report.tables import printable
 from stages import checkpoint
 from stages.device import faster_precision, set_up_device
 from stages.folder import state_of
-from stages.program import Failure, program, working
+from stages.program import Failure, as_failures, program
 
 
 @program
@@ -82,7 +82,7 @@ def main(argv=None):
         classifier = published_classifier(hub.hub_name(args.hub), device)
     else:
         classifier = own_classifier(args.checkpoint, device)
-    with working():
+    with as_failures():
         predictions = classify(classifier, paths, args.topk, args.batch_size)
         if args.tensorboard:
             predictions = with_board(predictions, args.tensorboard, classifier.name)

@@ -69,7 +69,7 @@ class LabelledSet:
     val: torch.Tensor | None = None
 
 
-def called(dataset, data_dir):
+def display_name(dataset, data_dir):
     """What tables, titles and file names call a data set: `folder` by the name of its folder."""
     return (dataset == "folder" and spelled(Path(data_dir).resolve().name)) or dataset
 
@@ -95,7 +95,7 @@ def load_labelled(name, data_dir, input_size, cache_dir=None, bare=True):
         return _load_digits(input_size)
     if name == "folder":
         loaded = _load_folders(name, data_dir, cache_dir, input_size)
-        return replace(loaded, name=called(name, data_dir))
+        return replace(loaded, name=display_name(name, data_dir))
     if name not in CIFAR:
         raise ValueError(f"unknown data set {name!r}; choose from {', '.join(LABELLED_SETS)}")
     class_name, count = CIFAR[name]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jinja2
 
-from data.labelled import called
+from data.labelled import display_name
 from models.hub import licence_of, name_in_zoo
 from models.needed import needed
 
@@ -45,7 +45,7 @@ def model_card(file, sha256, content, stages, starts, licence):
         config=config,
         result=result,
         title=TITLES[config["stage"]],
-        dataset=called(config["dataset"], config["data_dir"]),
+        dataset=display_name(config["dataset"], config["data_dir"]),
         labelled=f"{per_class} images a class" if per_class else "all other training images",
         trained=[(TITLES[c["stage"]], r) for c, r in reversed(stages) if c["stage"] in TITLES],
         selection=_selection(stages),
@@ -67,7 +67,7 @@ def hub_head(content, stages, licence):
     """The YAML head that model hubs read, to stand before `model_card`; arguments as there."""
     hub, (config, result) = needed("huggingface_hub", "--hub-folder"), stages[0]
     network, known = content["arch"]["name"], ON_THE_HUB.get(config["dataset"])
-    dataset = printable(called(config["dataset"], config["data_dir"]))
+    dataset = printable(display_name(config["dataset"], config["data_dir"]))
     results = [
         hub.EvalResult(
             task_type="image-classification",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import distributed
-from files import named, write_json, write_text
+from files import naming, write_json, write_text
 
 from .folder import (
     LOCK,
@@ -35,7 +35,7 @@ from .folder import (
     state_of,
 )
 from .inherit import check_unchanged, with_resumption
-from .program import Failure, say, working
+from .program import Failure, as_failures, say
 
 # --- a finished stage ---------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ def open_stage(folder, resume, overwrite):
 
 
 @contextmanager
-def running(stage, config, open_board, epochs_done=0, images_done=0, logged=""):
+def run_logged(stage, config, open_board, epochs_done=0, images_done=0, logged=""):
     """The stage runs: -> its StageLog in the first process, None in the others.
 
     stage: OpenStage;  config: content of config.json;  open_board: report.board.Board
@@ -198,7 +198,7 @@ def running(stage, config, open_board, epochs_done=0, images_done=0, logged=""):
     Errors of the disk and of the data are a Failure (exit code 1) from here on.
     """
     distributed.wait()  # every process has read what it needs
-    with working(), named(stage.folder), ExitStack() as stack:
+    with as_failures(), naming(stage.folder), ExitStack() as stack:
         log = None
         if distributed.is_first():
             log = StageLog(stage, config, open_board, epochs_done, images_done, logged)

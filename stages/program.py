@@ -184,7 +184,7 @@ def _exit(code, error):
 
 
 @contextmanager
-def working():
+def as_failures():
     """From here on an error of the disk or of the data is a Failure (exit code 1)."""
     try:
         yield

@@ -21,7 +21,7 @@ from presets import Training
 
 from . import checkpoint, program
 from .device import Compute
-from .lifetime import OpenStage, chain_settings, identity, running
+from .lifetime import OpenStage, chain_settings, identity, run_logged
 
 LOOK_SECONDS = 1  # between two looks at a training: progress bar, signals
 SAVE_SECONDS = 30  # between two saves: one of a ResNet-50 is 190 MB
@@ -70,7 +70,7 @@ def run(job, open_board):
     augment = Augment(normalise, recipe.augment, len(job.classes), *mixing)
 
     progress = state.epoch, state.images, saved.get("log", "")
-    with running(job.stage, job.config, open_board, *progress) as log:
+    with run_logged(job.stage, job.config, open_board, *progress) as log:
         images, val = job.images.to(device), job.val.images.to(device)
         with program.saving_first(), program.enough_memory(recipe.batch_size):
             metrics, seconds = train_and_log(job, log, state, images, val, augment, saved)

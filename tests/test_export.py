@@ -172,7 +172,7 @@ def test_strangers_names_are_shown_in_the_card_and_obeyed_nowhere(
     publish, run_copy, tmp_path, monkeypatch
 ):
     hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr("report.model_card.called", lambda *_: STRANGE)
+    monkeypatch.setattr("report.model_card.display_name", lambda *_: STRANGE)
     assert publish(run_copy / "finetuned", tmp_path, "--hub-folder") == (0, "")
     text = (tmp_path / "README.md").read_text()
     assert "\x1b" not in text and "\n# e" not in text

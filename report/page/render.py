@@ -4,7 +4,7 @@ from pathlib import Path
 
 import jinja2
 
-from data.labelled import called
+from data.labelled import display_name
 from report.tables import TRAININGS
 
 from . import conclusion, selected, steps, tested
@@ -51,8 +51,9 @@ def _render(name, runs, arms, **facts):
     )
     config = next(iter(runs[0].stages.values())).config
     seeds = ", ".join(map(str, sorted(set(map(conclusion.seed_of, runs)))))
-    about = f"{name}: {called(config['dataset'], config['data_dir'])}, {len(runs[0].classes)} "
-    about += f"classes, preset {config['preset']}, seed{'s' if ',' in seeds else ''} {seeds}"
+    labelled = display_name(config["dataset"], config["data_dir"])
+    about = f"{name}: {labelled}, {len(runs[0].classes)} classes, preset {config['preset']}, "
+    about += f"seed{'s' if ',' in seeds else ''} {seeds}"
     facts |= {"name": name, "about": about, "said": conclusion.conclusion(arms)}
     return environment.get_template("page.html").render(facts)
 
