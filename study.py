@@ -53,7 +53,7 @@ if __name__ == "__main__":
     begin(parse)  # --help and wrong flags, before torch is imported
 
 from claims import TUNING, base, claims
-from stages.device import faster_precision, set_up_device
+from stages.device import RATE, faster_precision, set_up_device
 from stages.folder import read_records
 from trials.arms import Planner
 from trials.cluster import ClusterPlace
@@ -179,7 +179,7 @@ class Study:
 
     def print_plan(self):
         rows, seen, total = self.rows(), set(), 0.0
-        rates = Rates(rows)
+        rates = Rates(rows, RATE[self.precision])
         print(f"{'runs done':>10} {'images left':>12} {'time on one core':>17}  arm")
         for claim in self.claims:
             print(claim.name)
@@ -229,7 +229,7 @@ class Study:
         return 128 + stop.signum if stop.signum else int(bool(failed))
 
     def _follow(self, runs, work, stop):
-        rates = Rates(self.rows())
+        rates = Rates(self.rows(), RATE[self.precision])
         line, left = Line(len(runs), rates, len(work.place.cores)), list(work.waiting)
         for finished in work.go_on(stop):
             if finished:

@@ -31,7 +31,14 @@ from presets import PRESETS, Training, override
 from topk import MAX_POSITION
 
 from . import checkpoint, flags
-from .device import device_name, faster_precision, multiply_adds, settle_compile, settle_compute
+from .device import (
+    RATE,
+    device_name,
+    faster_precision,
+    multiply_adds,
+    settle_compile,
+    settle_compute,
+)
 from .folder import STAGES, check_file, command
 from .inherit import inherit
 from .lifetime import read_stage
@@ -43,11 +50,9 @@ from .training import TrainingJob, check_batches
 TRAININGS = {"teacher": "teacher", "student": "student", "finetuned": "finetune"}
 TAGS = "tags:"  # what --dataset says before the name of a pool
 SCORES_UP_TO = 1_000_000  # images of a pool whose scores.npz is written unasked
-# Presets for a GPU; those for a CPU, with how long their four steps take on two cores; and the
-# multiply-adds of a training that a core does in a second, as ResNet-50 does them at 64 px.
+# Presets for a GPU; those for a CPU, with how long their four steps take on two cores.
 FOR_A_GPU = ("cifar100", "cifar100-paper")
 FOR_A_CPU = {"cifar10": "10 minutes", "lab": "20 minutes", "cifar100-cpu": "a night"}
-RATE = {"float32": 2.2e10, "bfloat16": 1.1e11, "float16": 2.2e10}
 
 
 # --- trainings: steps 1, 3 and 4 ----------------------------------------------------------------

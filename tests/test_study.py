@@ -568,7 +568,7 @@ def test_the_budget_is_a_reason_to_stop():
 
 def test_the_time_left_follows_the_measured_rate():
     run = replace(RUN, images=100, multiply_adds=100 * 7)
-    rates = Rates([{"images": "10", "multiply_adds": "70", "seconds": "35.0"}])
+    rates = Rates([{"images": "10", "multiply_adds": "70", "seconds": "35.0"}], 1e9)
     assert rates.seconds(run) == pytest.approx(6 + 350)
     other = replace(RUN, images=100, multiply_adds=100 * 14)  # another network: the mean rate
     assert rates.seconds(other) == pytest.approx(6 + 700)

@@ -5,7 +5,6 @@ import sys
 import time
 
 START_SECONDS = 6  # of a run, before it computes
-GUESS = 2e10  # multiply-adds a second, until a rate has been measured
 
 
 class Stop:
@@ -45,8 +44,9 @@ class Rates:
     image: small networks do fewer a second.
     """
 
-    def __init__(self, rows=()):
-        """rows: of runs.csv"""
+    def __init__(self, rows, guess):
+        """rows: of runs.csv;  guess: multiply-adds a second, until a rate has been measured"""
+        self.guess = guess
         self.seen = {}  # multiply-adds an image -> multiply-adds, seconds
         for row in rows:
             self.add(int(row["images"]), int(row["multiply_adds"]), float(row["seconds"]))
@@ -60,7 +60,9 @@ class Rates:
         """Expected for a run."""
         kind = round(run.multiply_adds / run.images)
         work, spent = self.seen.get(kind) or map(sum, zip(*self.seen.values(), (0, 0), strict=True))
-        return START_SECONDS + run.multiply_adds * (spent / work if work and spent else 1 / GUESS)
+        return START_SECONDS + run.multiply_adds * (
+            spent / work if work and spent else 1 / self.guess
+        )
 
 
 class Line:
