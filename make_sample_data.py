@@ -79,7 +79,7 @@ from stages.device import set_up_device
 from stages.inherit import inherit
 from stages.lifetime import chain_settings, open_stage, read_stage, run_logged
 from stages.prepare import load_dataset, prepare_scoring, reopen
-from stages.program import Failure, program, saving_first, tell
+from stages.program import Failure, enough_memory, program, saving_first, tell
 
 
 @program
@@ -108,7 +108,7 @@ def select(args, stage, device):
         job.pool.find_duplicates(job.guard)
     walk = engine.Walk(job)
     with run_logged(stage, job.config, Board) as log:
-        with saving_first():
+        with saving_first(), enough_memory(job.config["batch_size"]):
             scored = engine.run(walk)
         if log is None:
             return  # the first process goes on, with what all have scored

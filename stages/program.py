@@ -155,8 +155,11 @@ def program(main):
 
 
 @contextmanager
-def enough_memory(batch_size):
-    """In this context torch's lack of memory is a Failure that names the batch size to try."""
+def enough_memory(batch_size, follows=""):
+    """In this context torch's lack of memory is a Failure that names the batch size to try.
+
+    follows: what changes with it
+    """
     try:
         yield
     except RuntimeError as error:
@@ -164,7 +167,7 @@ def enough_memory(batch_size):
             raise
         raise Failure(
             f"too little memory for batches of {batch_size} images ({str(error)[:200]}); try "
-            f"--batch-size {max(1, batch_size // 2)} --overwrite (the learning rate follows)"
+            f"--batch-size {max(1, batch_size // 2)} --overwrite{follows}"
         ) from error
 
 

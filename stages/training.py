@@ -72,7 +72,8 @@ def run(job, open_board):
     progress = state.epoch, state.images, saved.get("log", "")
     with run_logged(job.stage, job.config, open_board, *progress) as log:
         images, val = job.images.to(device), job.val.images.to(device)
-        with program.saving_first(), program.enough_memory(recipe.batch_size):
+        enough = program.enough_memory(recipe.batch_size, " (the learning rate follows)")
+        with program.saving_first(), enough:
             metrics, seconds = train_and_log(job, log, state, images, val, augment, saved)
         program.tell("testing and drawing")
         test = job.labelled.test

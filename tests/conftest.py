@@ -77,6 +77,8 @@ class Fork:
     """
 
     def __init__(self, function, *args, log, environment=()):
+        if not hasattr(os, "fork"):
+            pytest.skip("needs os.fork")
         self.log, self.errors = log, log.with_suffix(".errors")
         for file in (self.log, self.errors):
             file.write_text("")

@@ -11,7 +11,7 @@ import engine
 import main
 from engine import TrainState
 from presets import Training
-from stages import device, training
+from stages import device, scoring, training
 
 RECIPE = Training(epochs=8, batch_size=8, learning_rate=0.05, warmup=0.0)
 LABELS = torch.arange(32) % 4
@@ -103,3 +103,14 @@ def test_too_little_memory_names_the_batch_to_try(tmp_path, monkeypatch, capsys)
         main.main([*flags.split(), str(tmp_path)])
     assert stopped.value.code == 1
     assert "try --batch-size 32 --overwrite (the learning rate follows)" in capsys.readouterr().err
+
+
+def test_too_little_memory_in_step_2_names_the_batch_too(
+    run_before, step, stage_flags, monkeypatch, capsys
+):
+    def predict(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(scoring, "predict", predict)
+    assert step("samples", run_before("samples"), *stage_flags["samples"]) == 1
+    assert "try --batch-size 256 --overwrite\n" in capsys.readouterr().err
