@@ -65,12 +65,10 @@ def parse(argv):
 if __name__ == "__main__":
     begin(parse)
 
-import numpy as np
 import torch
 
 import distributed
 from data import selection
-from data.labelled import display_name
 from report import diagnostics, tables
 from report.board import Board
 from report.diagnostics import SelectedRows
@@ -116,10 +114,13 @@ def select(args, stage, device):
         rows = selected_rows(job.pool, scored.selector)
         stage.check_ours()
         scoring.write_files(job, rows, scored.scores)
-        result = result_of(job, rows, scored) | scored.facts
+        classes = job.teacher.classes
+        result = scoring.result_of(job, rows.position, scored)
+        result |= diagnostics.selection_facts(rows, len(classes), result["k"])
+        true_counts = job.pool.true_counts(len(classes))
+        result |= diagnostics.label_quality(rows, true_counts, result["k"]) | scored.facts
         show(job, log.board, rows, scored.selector.histogram.cpu())
         if args.export:
-            classes = job.teacher.classes
             export(job.pool, classes, args.export, rows.position, rows.label, rows.rank)
         log.finish(result, chain_settings(stage.folder, job.config))
     sources = {source.name: len(source) for source in job.pool.sources}
@@ -135,37 +136,9 @@ def selected_rows(pool, selector):
     position, label, score, rank = (column.numpy() for column in selector.rows())
     if not len(position):
         raise Failure(
-            "no image of the pool entered the selection; lower --min-score or choose another "
-            "--unlabeled"
+            "no image entered the selection; lower --min-score or choose another --unlabeled"
         )
     return SelectedRows(position, label, score, rank, pool.truth_of(position))
-
-
-def result_of(job, rows, scored):
-    """The content of result.json."""
-    c, pool, number = job.config, job.pool, len(job.teacher.classes)
-    kept = np.unique(rows.position)
-    return {
-        "stage": job.stage.name,
-        "dataset": display_name(c["dataset"], c["data_dir"]),
-        "model": job.teacher.name,
-        "seed": c["seed"],
-        "num_parameters": sum(p.numel() for p in job.teacher.model.parameters()),
-        "pool_size": len(pool),
-        "scored": scored.selector.scored,
-        "skipped": len(pool) - scored.selector.scored,
-        "left_out": pool.count_skipped(),
-        "copies_in_pool": pool.count_copies(),
-        "copies_in_selection": len(kept) - len(np.unique(pool.checksums(kept), axis=0)),
-        "selected_pixels": pool.pixel_digest(kept),
-        "class_names": job.teacher.classes,
-        "p": c["p"],
-        "k": c["k"],
-        **diagnostics.selection_facts(rows, number, c["k"]),
-        **diagnostics.label_quality(rows, pool.true_counts(number), c["k"]),
-        "seconds": round(scored.seconds, 2),
-        "images_per_second": round(len(pool) / scored.seconds, 2),
-    }
 
 
 def show(job, board, rows, histogram):

@@ -13,6 +13,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ import distributed
 from data import selection
 from data.augment import Normalise
 from data.duplicates import LeakGuard
+from data.labelled import display_name
 from data.pool import Pool
 from engine import predict
 from ranking import Selector
@@ -246,3 +248,27 @@ def write_files(job, rows, score_files):
 def write_skipped(job):
     pairs = ((job.pool.name_of(position), reason) for position, reason in job.pool.skipped())
     selection.write_skipped(job.stage.folder / "skipped.csv", chain(pairs, job.pool.unused()))
+
+
+def result_of(job, position, scored):
+    """result.json but for what report.diagnostics says of the rows; position: (M,), of the rows"""
+    c, pool, kept = job.config, job.pool, np.unique(position)
+    return {
+        "stage": job.stage.name,
+        "dataset": display_name(c["dataset"], c["data_dir"]),
+        "model": job.teacher.name,
+        "seed": c["seed"],
+        "num_parameters": sum(p.numel() for p in job.teacher.model.parameters()),
+        "pool_size": len(pool),
+        "scored": scored.selector.scored,
+        "skipped": len(pool) - scored.selector.scored,
+        "left_out": pool.count_skipped(),
+        "copies_in_pool": pool.count_copies(),
+        "copies_in_selection": len(kept) - len(np.unique(pool.checksums(kept), axis=0)),
+        "selected_pixels": pool.pixel_digest(kept),
+        "class_names": job.teacher.classes,
+        "p": c["p"],
+        "k": c["k"],
+        "seconds": round(scored.seconds, 2),
+        "images_per_second": round(len(pool) / scored.seconds, 2),
+    }
