@@ -108,20 +108,25 @@ def load_labelled(name, data_dir, input_size, cache_dir=None, bare=True):
     return _load_archive(name, archive, data_dir, cache_dir, input_size)
 
 
+def from_torchvision(name, archive, data_dir, way_out, **part):
+    """A data set of torchvision, which downloads and checks it where it is missing or damaged."""
+    try:
+        return archive(data_dir, **part)
+    except RuntimeError:
+        with downloading(name, way_out):
+            if not check_integrity(data_dir / archive.filename, archive.tgz_md5):
+                require_answer(archive.url)
+            return archive(data_dir, download=True, **part)
+
+
 def _load_archive(name, archive, data_dir, cache_dir, size):
-    """torchvision's pickles; torchvision downloads and checks them."""
+    """torchvision's pickles."""
     layout = data_dir / name / "{train,test}" / "<class>" / "*"
     way_out = (
         f"looked in {str(data_dir)!r}; put images at {str(layout)!r}, "
         "or work offline with --dataset digits (--preset demo)"
     )
-    try:
-        train = archive(data_dir, train=True)
-    except RuntimeError:  # missing or damaged
-        with downloading(name, way_out):
-            if not check_integrity(data_dir / archive.filename, archive.tgz_md5):
-                require_answer(archive.url)
-            train = archive(data_dir, train=True, download=True)
+    train = from_torchvision(name, archive, data_dir, way_out, train=True)
     test = archive(data_dir, train=False)
 
     folder = data_dir / archive.base_folder

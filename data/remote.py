@@ -25,7 +25,7 @@ from .cache import Cache
 from .decode import decode, fit_square
 from .listing import MemorySource, Names, list_tars, spans
 from .pool import Pool
-from .sources import Source, numbered
+from .sources import Source, numbered, unique
 
 HEADER = ["image", "shard", "offset", "length", "crc32"]
 
@@ -55,9 +55,7 @@ class Shards:
             folder_name = posixpath.basename(posixpath.dirname(next(iter(files))))
             if len(files) == 1 and posixpath.basename(spec) in map(posixpath.basename, files):
                 folder_name = posixpath.basename(spec)[:-4]
-            taken, name, number = {source.name for source in self.sources}, folder_name, 1
-            while name in taken:
-                name, number = f"{folder_name}-{number + 1}", number + 1
+            name = unique(folder_name, self.sources)
             inside = [posixpath.relpath(path, folder) for path in files]
             self.urls += [url for url, _ in files.values()]
             self.names += [f"{name}/{shard}" for shard in inside]

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import itertools
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from models.download import downloading, require_answer
 from .cache import Cache
 from .decode import SHARD_SUFFIXES, checksums, fit_square, pixel_hash
 from .images import Images
-from .labelled import load_labelled
+from .labelled import from_torchvision, load_labelled
 from .listing import MemorySource, Names, in_blocks, list_folder, list_tars, spelled
 
 UNKNOWN, NO_CLASS = -1, -2  # in place of a true class; an image of no class is never labelled right
@@ -110,11 +111,7 @@ def open_sources(specs, data_dir, input_size, labelled=None, split=None, cache_d
             else:
                 find = _tars if spec.endswith(SHARD_SUFFIXES) else _path
                 source = find(spec, where, input_size)
-            name, taken, number = source.name, {other.name for other in sources}, 1
-            while source.name in taken:
-                number += 1
-                source.name = f"{name}-{number}"
-            source.spec = spec
+            source.name, source.spec = unique(source.name, sources), spec
             sources.append(source)
     for cache in filter(None, (source.cache for source in sources)):
         cache.build(distributed.rank(), distributed.size())
@@ -122,6 +119,13 @@ def open_sources(specs, data_dir, input_size, labelled=None, split=None, cache_d
     for source in sources:
         source.open()
     return sources
+
+
+def unique(name, sources):
+    """`name`, or the first of name-2, name-3, ... that none of the sources has."""
+    taken = {source.name for source in sources}
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def absolute(spec):
@@ -267,15 +271,10 @@ def _tiny_imagenet(where, size):
 
 
 def _stl10(where, size):
-    """The 100,000 unlabelled images.  torchvision downloads and checks, but would load 2.6 GB."""
+    """The 100,000 unlabelled images, memory-mapped: torchvision would load 2.6 GB."""
     (data_dir, cache_dir), stl10 = where, torchvision.datasets.STL10
-    try:
-        stl10(data_dir, split="test")
-    except RuntimeError:  # missing or damaged
-        with downloading("stl10", f"looked in {str(data_dir)!r}; {WAY_OUT}"):
-            if not check_integrity(data_dir / stl10.filename, stl10.tgz_md5):
-                require_answer(stl10.url)
-            stl10(data_dir, split="test", download=True)
+    way_out = f"looked in {str(data_dir)!r}; {WAY_OUT}"
+    from_torchvision("stl10", stl10, data_dir, way_out, split="test")
     path = data_dir / stl10.base_folder / "unlabeled_X.bin"
     pixels = np.memmap(path, np.uint8, "r").reshape(-1, 3, 96, 96)
 
