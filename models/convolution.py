@@ -13,13 +13,12 @@ SMALL = 4  # pixels a side of a map that a 3 x 3 kernel reads
 
 
 class _Product(nn.Conv2d):
-    """A 1 x 1 or 3 x 3 convolution; on a CPU a matrix product where that is faster."""
+    """A 1 x 1 or 3 x 3 convolution, a matrix product where that is faster."""
 
     def forward(self, image):
         """(B,C,H,W) -> (B,D,H/stride,W/stride); channels_last on both sides costs no copy."""
         kernel, stride = self.kernel_size[0], self.stride[0]
-        small = kernel == 1 or image.shape[-1] <= SMALL
-        if image.device.type != "cpu" or not small:
+        if kernel == 3 and image.shape[-1] > SMALL:
             return super().forward(image)
         image = image.permute(0, 2, 3, 1)
         if kernel == 1:
@@ -41,10 +40,12 @@ class _Product(nn.Conv2d):
 
 
 def use_products(network):
-    """Let the wide convolutions of `network` be matrix products, in place.
+    """Let the wide convolutions of a network on a CPU be matrix products, in place.
 
     Their weights and names stay; results differ by rounding.
     """
+    if next(network.parameters()).device.type != "cpu":
+        return
     for module in network.modules():
         kernel = getattr(module, "kernel_size", None)
         if type(module) is nn.Conv2d and kernel in ((1, 1), (3, 3)):

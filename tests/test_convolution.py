@@ -41,6 +41,8 @@ def test_no_convolution_of_another_kind_is_touched():
         nn.Conv2d(WIDE, 6, 1, padding="same"),
     )
     use_products(others)
+    others.append(nn.Conv2d(WIDE, 6, 1).to("meta"))
+    use_products(others[-1:])  # as on a GPU
     assert all(type(layer) is nn.Conv2d for layer in others)
 
 
