@@ -72,7 +72,7 @@ def test_every_row_keeps_its_place(folder):
     keys = {run.key for last in lasts for run in last.chain()}
     assert {row["key"] for row in rows} <= keys
     assert len({(row["key"], row["precision"]) for row in rows}) == len(rows)
-    assert len(rows) >= {"study": 300, "cifar10": 164}[preset]  # those of the first two machines
+    assert len(rows) >= {"study": 300, "cifar10": 164}.get(preset, 1)  # of the first two machines
 
 
 @pytest.mark.parametrize("name", ["README.md", "RESULTS.md"])
