@@ -28,7 +28,6 @@ from data import selection
 from data import sources as sources_module
 from data.cache import Cache
 from data.decode import (
-    Unreadable,
     checksums,
     decode,
     fit_square,
@@ -91,37 +90,6 @@ BROKEN = {
     "huge.png": (png_claiming(40000, 40000), "more than 67108864 pixels"),
     "text.jpg": (b"hello, this is text", "not an image"),
 }
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_broken_files_say_what_is_wrong(name):
-    content, reason = BROKEN[name]
-    with pytest.raises(Unreadable) as caught:
-        decode(content)
-    assert str(caught.value) == reason
-
-
-def test_unusual_files_read():
-    grey = picture()[..., 0]
-    assert decode(encode(grey)).tolist() == np.repeat(grey[..., None], 3, axis=2).tolist()
-    assert (decode(encode(grey.astype(np.uint16) * 256 + 7)) == grey[..., None]).all()  # high byte
-    alpha = np.dstack([picture()[..., ::-1], np.zeros((40, 40), np.uint8)])
-    assert (decode(encode(alpha)) == picture()).all()  # alpha is dropped
-    red = np.zeros((8, 8, 3), np.uint8)
-    red[..., 0] = 255
-    assert decode(encode(red))[0, 0].tolist() == [255, 0, 0]  # RGB, not BGR
-
-
-def test_exif_orientation_is_applied():
-    tall = np.zeros((48, 16, 3), np.uint8)
-    tall[:16] = 255
-    tag = struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # 6: turn right
-    exif = b"Exif\0\0" + tag
-    jpeg = encode(tall, ".jpg")
-    jpeg = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
-    upright = decode(jpeg)
-    assert upright.shape == (16, 48, 3)
-    assert upright[:, -8:].mean() > 200 > 50 > upright[:, :8].mean()
 
 
 def test_pixel_hash_knows_pixels_and_shape_only():
@@ -615,12 +583,6 @@ def test_names_that_look_alike_are_kept_apart(tmp_path):
     for seed, name in enumerate(names):
         [position] = pool.positions([f"pool/{name}"])
         assert (pool.images[[position]][0].numpy() == fit_square(picture(seed), 16)).all()
-
-
-def test_a_pool_of_one_image_is_a_pool(tmp_path):
-    write(tmp_path / "pool" / "a.png", picture())
-    pool = open_pool([tmp_path / "pool"], tmp_path, 16)
-    assert len(pool) == 1 and pool.name_of(0) == "pool/a.png" and pool.count_copies() == 0
 
 
 @posix
